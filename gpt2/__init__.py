@@ -1,0 +1,41 @@
+"""GPT-2 in plain PyTorch: exact, never silent, right in padded batches.
+
+The public names are looked up when first used, so that ``import gpt2`` costs
+next to nothing and ``from gpt2 import GPT2Tokenizer`` never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gpt2.config import GPT2Config as GPT2Config
+    from gpt2.tokenization.batching import BatchEncoding as BatchEncoding
+    from gpt2.tokenization.tokenizer import GPT2Tokenizer as GPT2Tokenizer
+    from gpt2.tokenization.tokenizer import GPT2TokenizerFast as GPT2TokenizerFast
+
+# public name -> the module that defines it
+_HOMES = {
+    "BatchEncoding": "gpt2.tokenization.batching",
+    "GPT2Config": "gpt2.config",
+    "GPT2Tokenizer": "gpt2.tokenization.tokenizer",
+    "GPT2TokenizerFast": "gpt2.tokenization.tokenizer",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'gpt2' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
