@@ -28,7 +28,20 @@ def read_json_object(path: Path, *, max_bytes: int = 10_000_000) -> dict[str, An
         FileFormatError: it is larger than ``max_bytes``, or is no such JSON; names the file and,
             where there is one, the line and column.
     """
-    text = _read_text(path, max_bytes)
+    data = _read(path, max_bytes)
+    really = impostor(data[:HEAD_BYTES])
+    if really:
+        raise FileFormatError(f"{path} is {really}")
+    return parse_json_object(data, str(path))
+
+
+def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
+    """As `read_json_object`, for bytes at hand; ``where`` says in errors what they are.
+
+    Raises:
+        FileFormatError: the bytes are no such JSON.
+    """
+    text = _decode(data, where)
     try:
         value = json.loads(
             text,
@@ -38,22 +51,22 @@ def read_json_object(path: Path, *, max_bytes: int = 10_000_000) -> dict[str, An
         )
     except json.JSONDecodeError as error:
         raise FileFormatError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
     except RecursionError:
-        raise _too_deep(path) from None
+        raise _too_deep(where) from None
     except ValueError as error:  # from the hooks, and integers of thousands of digits
-        raise FileFormatError(f"{path} is not usable JSON: {error}") from None
+        raise FileFormatError(f"{where} is not usable JSON: {error}") from None
     if not isinstance(value, dict):
         raise FileFormatError(
-            f"{path} must hold a JSON object ({{...}}), but holds {_JSON_NAMES[type(value)]}"
+            f"{where} must hold a JSON object ({{...}}), but holds {_JSON_NAMES[type(value)]}"
         )
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _containers_in(outer)]
         if not level:
             return value
-    raise _too_deep(path)
+    raise _too_deep(where)
 
 
 def write_json(path: Path, obj: Any, *, sort_keys: bool = False) -> None:
@@ -77,7 +90,7 @@ def write_json(path: Path, obj: Any, *, sort_keys: bool = False) -> None:
         raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _read_text(path: Path, max_bytes: int) -> str:
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
         with open(path, "rb") as file:
             data = file.read(max_bytes + 1)
@@ -85,16 +98,17 @@ def _read_text(path: Path, max_bytes: int) -> str:
         raise FileAccessError(f"{path} does not exist") from None
     except OSError as error:
         raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error
-    really = impostor(data[:HEAD_BYTES])
-    if really:
-        raise FileFormatError(f"{path} is {really}")
     if len(data) > max_bytes:
         raise FileFormatError(f"{path} is too large: more than the {max_bytes} bytes allowed")
+    return data
+
+
+def _decode(data: bytes, where: str) -> str:
     if not data:
-        raise FileFormatError(f"{path} is empty; it must hold a JSON object")
+        raise FileFormatError(f"{where} is empty; it must hold a JSON object")
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise FileFormatError(
-            f"{path} starts with a byte order mark (BOM); save it as UTF-8 without one"
+            f"{where} starts with a byte order mark (BOM); save it as UTF-8 without one"
         )
     try:
         return data.decode("utf-8")
@@ -102,7 +116,7 @@ def _read_text(path: Path, max_bytes: int) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise FileFormatError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at line {line}, "
+            f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at line {line}, "
             f"column {column} (in bytes)"
         ) from None
 
@@ -144,5 +158,5 @@ def _containers_in(value: Any) -> list[Any]:
     return [member for member in members if isinstance(member, dict | list)]
 
 
-def _too_deep(path: Path) -> FileFormatError:
-    return FileFormatError(f"{path} is nested too deeply: more than {MAX_DEPTH} levels")
+def _too_deep(where: str) -> FileFormatError:
+    return FileFormatError(f"{where} is nested too deeply: more than {MAX_DEPTH} levels")

@@ -1,0 +1,411 @@
+"""One file of tensors, read and written: safetensors, and the pickled .bin of old.
+
+A safetensors file is an 8-byte length, a JSON header of that length, and the tensors' bytes,
+back to back (https://github.com/huggingface/safetensors). All of it is checked here before a
+byte of a tensor is read, and tensors are read with plain reads, never through a memory map: a
+file that is cut or replaced meanwhile is then an error and not the end of the process, and a
+tensor that was read has no tie to its file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import torch
+
+from gpt2.errors import FileAccessError, FileFormatError, StateDictError
+from gpt2.storage.impostors import HEAD_BYTES, impostor
+from gpt2.storage.jsonfiles import parse_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+MAX_HEADER_BYTES = 10_000_000
+"""About 70 000 tensors: hundreds of times more than the largest GPT-2 has."""
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TensorSource(Protocol):
+    """Where tensors come from: a file, or a state dict at hand."""
+
+    @property
+    def label(self) -> str:
+        """What errors and reports call it: the file's name."""
+
+    @property
+    def entries(self) -> Mapping[str, Stored]:
+        """Name -> shape and dtype, in the best order to read them."""
+
+    def read(self, name: str) -> tuple[torch.Tensor, bool]:
+        """The tensor as stored, and whether its memory is the caller's to keep."""
+
+    def close(self) -> None:
+        """Let go of the file. Tensors that were read stay whole."""
+
+
+# ---------------------------------------------------------------- safetensors
+
+
+class SafetensorsFile:
+    """An open safetensors file whose header has been checked to the last byte.
+
+    Raises:
+        FileAccessError: the file cannot be opened or read.
+        FileFormatError: it is not a whole and consistent safetensors file; the message names
+            the file and, where it concerns one, the tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.label = path.name
+        self._path = path
+        try:
+            self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error
+        try:
+            start, header = _read_header(self._file, path)
+            size = os.fstat(self._file.fileno()).st_size
+            spans = _checked_spans(header, size - start, path)
+        except BaseException:
+            self._file.close()
+            raise
+        self.entries: dict[str, Stored] = {name: stored for name, stored, _ in spans}
+        self._offsets = {name: start + begin for name, _, begin in spans}
+
+    def read(self, name: str) -> tuple[torch.Tensor, bool]:
+        """The tensor ``name``, on the CPU, in memory of its own."""
+        stored = self.entries[name]
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        view = _bytes_of(tensor)
+        try:
+            self._file.seek(self._offsets[name])
+            while view.nbytes:
+                count = self._file.readinto(view)  # type: ignore[attr-defined]
+                if not count:
+                    raise FileFormatError(
+                        f"{self._path} ended inside the tensor {name!r}: it was changed while "
+                        "it was being read; load it again"
+                    )
+                view = view[count:]
+        except OSError as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileAccessError(f"cannot read {self._path}: {error}") from error
+        return _little_endian(tensor), True
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors' bytes start, and the parsed header."""
+    try:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(HEAD_BYTES)
+        really = impostor(head)
+        if really:
+            raise FileFormatError(f"{path} is {really}")
+        if size < 8:
+            raise FileFormatError(
+                f"{path} is {'empty' if size == 0 else f'only {size} bytes long'}; a safetensors "
+                "file starts with 8 bytes that give the length of its header. Download it again"
+            )
+        length = int.from_bytes(head[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise FileFormatError(
+                f"{path} is not a safetensors file: it would have a header of {length} bytes "
+                f"(at most {MAX_HEADER_BYTES} are read)"
+            )
+        if length > size - 8:
+            raise FileFormatError(
+                f"{path} is truncated: its header is {length} bytes long, and only {size - 8} "
+                "bytes follow. Download it again"
+            )
+        file.seek(8)
+        raw = file.read(length)
+    except OSError as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileAccessError(f"cannot read {path}: {error}") from error
+    return 8 + length, parse_json_object(raw, f"{path}: its safetensors header")
+
+
+def _checked_spans(header: dict[str, Any], size: int, path: Path) -> list[tuple[str, Stored, int]]:
+    """(name, shape and dtype, first byte) in the order of the file, which must be filled exactly.
+
+    ``size`` is the number of bytes after the header.
+    """
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FileFormatError(f"{path}: __metadata__ must be an object that holds strings")
+    spans = sorted(
+        (_checked_span(name, fields, path) for name, fields in header.items()),
+        key=lambda span: span[2:],
+    )
+    position, previous = 0, ""
+    for name, _, begin, end in spans:
+        if begin != position:
+            where = f"after {previous!r}" if previous else "at the start"
+            problem = "overlaps" if begin < position else "leaves a hole"
+            raise FileFormatError(
+                f"{path}: the tensor {name!r} {problem} {where}: it begins at byte {begin} of "
+                f"the data instead of {position}"
+            )
+        position, previous = end, name
+    if position > size:
+        raise FileFormatError(
+            f"{path} is truncated: its tensors take {position} bytes, and only {size} are there. "
+            "Download it again"
+        )
+    if position < size:
+        raise FileFormatError(
+            f"{path} has {size - position} bytes after its last tensor; it is damaged, or two "
+            "files were joined"
+        )
+    return [(name, stored, begin) for name, stored, begin, _ in spans]
+
+
+def _checked_span(name: str, fields: Any, path: Path) -> tuple[str, Stored, int, int]:
+    where = f"{path}: the tensor {name!r:.200}"
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        raise FileFormatError(f"{where} must have exactly dtype, shape and data_offsets")
+    dtype = _DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
+    if dtype is None:
+        raise FileFormatError(
+            f"{where} has the unknown dtype {fields['dtype']!r:.40}; known are {', '.join(_DTYPES)}"
+        )
+    shape, offsets = fields["shape"], fields["data_offsets"]
+    if not _are_sizes(shape):
+        raise FileFormatError(f"{where} has the shape {shape!r:.80}, not a list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise FileFormatError(f"{where} has the data_offsets {offsets!r:.80}, not [begin, end]")
+    begin, end = offsets
+    needed = dtype.itemsize  # in Python's integers, which do not overflow
+    for length in shape:
+        needed *= length
+    if end - begin != needed:
+        raise FileFormatError(
+            f"{where}: its shape {shape!r:.80} of {fields['dtype']} takes {needed} bytes, but "
+            f"data_offsets {offsets!r:.80} span {end - begin}"
+        )
+    return name, Stored(tuple(shape), dtype), begin, end
+
+
+def _are_sizes(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= 64  # as many dimensions as a tensor can have
+        and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    )
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, Stored], tensors: Iterator[torch.Tensor]
+) -> None:
+    """Write a safetensors file, taking one tensor at a time.
+
+    ``shapes`` gives the names in the order in which ``tensors`` come. Metadata is
+    ``{"format": "pt"}``, which transformers asks for.
+
+    Raises:
+        StateDictError: a dtype has no place in the format.
+        FileAccessError: the file cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, stored in shapes.items():
+        if stored.dtype not in _DTYPE_NAMES:
+            raise StateDictError(
+                f"the tensor {name!r} is {stored.dtype}, which safetensors files cannot hold"
+            )
+        size = torch.Size(stored.shape).numel() * stored.dtype.itemsize
+        header[name] = {
+            "dtype": _DTYPE_NAMES[stored.dtype],
+            "shape": list(stored.shape),
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
+    try:
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in tensors:
+                file.write(_bytes_of(_little_endian(tensor.detach().cpu().contiguous())))
+    except OSError as error:
+        raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _little_endian(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its bytes in the file's order, or from it: the same swap both ways."""
+    if sys.byteorder == "little":
+        return tensor
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    swapped = flat.view(-1, tensor.element_size()).flip(-1).contiguous()
+    return swapped.view(-1).view(tensor.dtype).view(tensor.shape)
+
+
+# ---------------------------------------------------------------- .bin
+
+
+class PickledFile:
+    """The tensors of a .bin file, read by torch's restricted unpickler, which runs no code.
+
+    There is no second try with fewer restrictions.
+
+    Raises:
+        FileAccessError: the file cannot be opened or read.
+        FileFormatError: it is damaged, asks for more than tensors, or is no state dict.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.label = path.name
+        self._path = path
+        self._tensors = _unpickle(path)
+        self.entries: dict[str, Stored] = {
+            name: Stored(tuple(tensor.shape), tensor.dtype)
+            for name, tensor in self._tensors.items()
+        }
+        self._handed_out: set[int] = set()
+
+    def read(self, name: str) -> tuple[torch.Tensor, bool]:
+        """The tensor ``name``, on the CPU. It can be had once: its memory is given away."""
+        tensor = self._tensors.pop(name).detach()
+        storage = tensor.untyped_storage()
+        # A tied or sliced tensor shares its memory, and is not the caller's to keep.
+        own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._handed_out
+        self._handed_out.add(storage.data_ptr())
+        return tensor, own
+
+    def close(self) -> None:
+        self._tensors.clear()
+
+
+def _unpickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+            really = impostor(head)
+            if really:
+                raise FileFormatError(f"{path} is {really}")
+            if not head:
+                raise FileFormatError(f"{path} is empty. Download it again")
+            file.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about storage classes that old files name
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except (FileFormatError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise FileAccessError(f"cannot read {path}: {error.strerror}") from error
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise FileFormatError(
+                f"{path} asks to run or build {wanted[1]}, which is not a tensor; it was not "
+                f"run. {_PREFER_SAFETENSORS}"
+            ) from error
+        raise FileFormatError(
+            f"{path} is damaged, or no file of tensors ({type(error).__name__}). Download it "
+            f"again. {_PREFER_SAFETENSORS}"
+        ) from error
+    if not isinstance(content, dict):
+        raise FileFormatError(
+            f"{path} must hold a dict of tensors by name, but holds {type(content).__name__}"
+        )
+    for name, tensor in content.items():
+        if not isinstance(name, str):
+            raise FileFormatError(f"{path}: the key {name!r:.200} is not a string")
+        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+            kind = tensor.layout if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise FileFormatError(f"{path}: {name!r:.200} is not a plain tensor but {kind}")
+    return dict(content)
+
+
+_PREFER_SAFETENSORS = (
+    "Best ask its author for a .safetensors file, or convert it on a machine where running its "
+    "code does no harm"
+)
+
+
+def write_pickled(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a .bin file.
+
+    Raises:
+        FileAccessError: the file cannot be written.
+    """
+    try:
+        with open(path, "wb") as file:
+            torch.save({name: _compact(tensor) for name, tensor in tensors.items()}, file)
+    except (OSError, RuntimeError) as error:  # torch's writer hides the reason in the latter
+        reason = error.strerror if isinstance(error, OSError) else error.__context__ or error
+        raise FileAccessError(f"cannot write {path}: {reason}") from error
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    # torch saves the whole storage that a tensor is a view of.
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+# ---------------------------------------------------------------- at hand
+
+
+class StateDict:
+    """A state dict in memory, as a source. Its tensors stay the caller's."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], label: str = "state_dict") -> None:
+        for name, tensor in tensors.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                raise StateDictError(
+                    f"{label} must map names to tensors, but {name!r:.200} is "
+                    f"{type(tensor).__name__}"
+                )
+            if tensor.is_meta:
+                raise StateDictError(f"{label}: {name!r} is on the meta device, without values")
+        self.label = label
+        self._tensors = tensors
+        self.entries: dict[str, Stored] = {
+            name: Stored(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
+        }
+
+    def read(self, name: str) -> tuple[torch.Tensor, bool]:
+        """The tensor itself, which the caller of `read` must copy."""
+        return self._tensors[name].detach(), False
+
+    def close(self) -> None:
+        """Nothing is held open."""
