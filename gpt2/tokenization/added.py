@@ -1,0 +1,106 @@
+"""Tokens that are kept whole in text: the special ones, and those added to a vocabulary later."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gpt2.tokenization import unicode_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_WHITE_SPACE = frozenset(
+    chr(code_point)
+    for first, last in unicode_classes.ranges(unicode_classes.WHITE_SPACE)
+    for code_point in range(first, last + 1)
+)
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """One token that is looked for in text before anything else.
+
+    Attributes:
+        content: its text.
+        single_word: only where no word character stands beside it.
+        lstrip: takes the white space to its left along.
+        rstrip: takes the white space to its right along.
+        normalized: looked for after the tokens without this mark, so that those win.
+        special: left out by ``decode(…, skip_special_tokens=True)``.
+    """
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+    special: bool = False
+
+
+class AddedTokens:
+    """Finds added tokens in text; from the left, the longest of those that start at one place.
+
+    Args:
+        tokens: id -> token.
+    """
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self._by_content = {token.content: (id_, token) for id_, token in tokens.items()}
+        contents = sorted(self._by_content, key=len, reverse=True)
+        # Two passes, as tokenizers makes them: the second sees only what the first left.
+        self._passes = [
+            re.compile("|".join(map(re.escape, chosen)))
+            for normalized in (False, True)
+            if (chosen := [c for c in contents if self._by_content[c][1].normalized is normalized])
+        ]
+        self._contents = contents
+
+    def split(self, text: str) -> list[str | int]:
+        """The text in pieces: an id where an added token stood, else the (non-empty) text between.
+
+        >>> AddedTokens({50256: AddedToken("<|endoftext|>")}).split("one<|endoftext|>two")
+        ['one', 50256, 'two']
+        """
+        if not text:
+            return []
+        pieces: list[str | int] = [text]
+        # Searching for fixed text is several times faster than for a pattern, and mostly in vain.
+        if any(content in text for content in self._contents):
+            for pattern in self._passes:
+                pieces = [
+                    part
+                    for piece in pieces
+                    for part in (self._cut(piece, pattern) if isinstance(piece, str) else (piece,))
+                ]
+        return pieces
+
+    def _cut(self, text: str, pattern: re.Pattern[str]) -> Iterator[str | int]:
+        done = 0  # the text before this place has been handed out
+        for found in pattern.finditer(text):
+            id_, token = self._by_content[found.group()]
+            start, end = found.span()
+            if token.single_word and (
+                _is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])
+            ):
+                continue
+            while token.lstrip and start > done and text[start - 1] in _WHITE_SPACE:
+                start -= 1
+            while token.rstrip and end < len(text) and text[end] in _WHITE_SPACE:
+                end += 1
+            if done < start:
+                yield text[done:start]
+            yield id_
+            done = end
+        if done < len(text):
+            yield text[done:]
+
+
+def _is_word(character: str) -> bool:
+    r"""Whether a character (or none, ``""``) is one of ``\w`` as Unicode's UTS 18 has it."""
+    if not character:
+        return False
+    category = unicodedata.category(character)
+    return category[0] in "LM" or category in ("Nd", "Nl", "Pc") or character in "\u200c\u200d"

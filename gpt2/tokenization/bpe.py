@@ -1,0 +1,91 @@
+"""Byte-pair encoding itself: the bytes of one word -> token ids. No files, no options.
+
+Start with one token per byte; then, as long as any two neighbours have a rule, merge the pair
+whose rule has the lowest rank, the leftmost where several have it (Sennrich et al. 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+# Up to this many bytes, scanning a list of ranks beats the heap's bookkeeping.
+_SHORT = 48
+
+_GONE = -1000  # in place of a token that was merged into its left neighbour
+
+
+class BytePairEncoder:
+    """Merges by rank.
+
+    Args:
+        byte_ids: 256 token ids, one per byte. A negative number is none's id: it has no rule,
+            and comes out as it went in.
+        ranks: (left id, right id) -> rank of the rule that merges them.
+        merged: rank -> id of the token that the rule makes.
+    """
+
+    def __init__(
+        self,
+        byte_ids: Sequence[int],
+        ranks: Mapping[tuple[int, int], int],
+        merged: Sequence[int],
+    ) -> None:
+        self._byte_ids = byte_ids
+        self._ranks = ranks
+        self._merged = merged
+
+    def encode(self, word: bytes) -> list[int]:
+        """The ids of one word; O(n log n) in its length at worst."""
+        ids = list(map(self._byte_ids.__getitem__, word))
+        return self._merge_short(ids) if len(ids) <= _SHORT else self._merge_long(ids)
+
+    def _merge_short(self, ids: list[int]) -> list[int]:
+        no_rule = len(self._merged)
+        rank_of = self._ranks.get
+        # ranks[i] is the rank of the pair (ids[i], ids[i + 1])
+        ranks = [rank_of(pair, no_rule) for pair in pairwise(ids)]
+        while ranks:
+            best = min(ranks)
+            if best == no_rule:
+                break
+            at = ranks.index(best)
+            token = self._merged[best]
+            ids[at : at + 2] = (token,)
+            del ranks[at]
+            if at:
+                ranks[at - 1] = rank_of((ids[at - 1], token), no_rule)
+            if at < len(ranks):
+                ranks[at] = rank_of((token, ids[at + 1]), no_rule)
+        return ids
+
+    def _merge_long(self, ids: list[int]) -> list[int]:
+        size = len(ids)
+        rank_of = self._ranks.get
+        after = list(range(1, size + 1))
+        before = list(range(-1, size - 1))
+        # One number per candidate, so that the heap orders by rank, then from the left.
+        heap = [
+            rank * size + at
+            for at, pair in enumerate(pairwise(ids))
+            if (rank := rank_of(pair)) is not None
+        ]
+        heapify(heap)
+        while heap:
+            rank, at = divmod(heappop(heap), size)
+            right = after[at]
+            # A candidate is out of date when a neighbour's merge has changed the pair.
+            if right == size or rank_of((ids[at], ids[right])) != rank:
+                continue
+            token = self._merged[rank]
+            ids[at], ids[right] = token, _GONE
+            end = after[at] = after[right]
+            if end < size:
+                before[end] = at
+                if (next_rank := rank_of((token, ids[end]))) is not None:
+                    heappush(heap, next_rank * size + at)
+            start = before[at]
+            if start >= 0 and (next_rank := rank_of((ids[start], token))) is not None:
+                heappush(heap, next_rank * size + start)
+        return [token for token in ids if token != _GONE]

@@ -1,0 +1,522 @@
+"""GPT2Tokenizer: text <-> ids, with special tokens, batches and files."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2.errors import ArgumentError, ArgumentTypeError, FileFormatError, unknown_argument
+from gpt2.tokenization import batching, files
+from gpt2.tokenization.batching import NO_LIMIT, BatchEncoding
+from gpt2.tokenization.byte_alphabet import to_bytes
+from gpt2.tokenization.lookup import TokenLookup
+from gpt2.tokenization.vocabulary import Tables, Vocabulary
+from gpt2.tokenization.words import TextEncoder
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from gpt2.tokenization.added import AddedToken
+
+_END = "<|endoftext|>"
+
+# English spacing that word-level tokenizers leave behind, and what it is cleaned up to.
+_CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+class GPT2Tokenizer(TokenLookup):
+    """Byte-level BPE, as GPT-2 has it: every string has ids, and the ids give it back.
+
+    >>> tokenizer = GPT2Tokenizer.from_pretrained("openai-community/gpt2")
+    >>> tokenizer("Hello world")["input_ids"]
+    [15496, 995]
+    >>> tokenizer(" Hello world")["input_ids"]
+    [18435, 995]
+
+    Special and added tokens are kept whole wherever they stand in a text (the longest, where
+    several could start). Safe to share between threads, and picklable.
+
+    Args:
+        vocab_file: vocab.json, or its content (token -> id).
+        merges_file: merges.txt, or its content ("left right", or pairs, by rank).
+        errors: what `decode` does with bytes that are not UTF-8 (as in ``bytes.decode``).
+        unk_token: stands in for a byte or token that the vocabulary lacks. GPT-2's lacks no byte.
+        bos_token, eos_token, pad_token, sep_token, cls_token, mask_token: special tokens; one
+            that the vocabulary lacks is added at its end.
+        additional_special_tokens: further ones.
+        add_prefix_space: begin every text with a space, unless it has one.
+        add_bos_token, add_eos_token: put these tokens around every text.
+        tokenizer_file: tokenizer.json, in place of the other two files. Where it asks for a
+            prefix space, BOS or EOS, they are added too.
+        padding_side, truncation_side: "right" or "left".
+        model_max_length: the longest text in tokens, used where ``max_length`` is not given;
+            None for no limit (the attribute is then 10**30, as documented).
+        clean_up_tokenization_spaces: default of that argument of `decode`. Off, so that
+            ``decode(encode(text)) == text``.
+        surrogates: "strict" refuses text with lone surrogates, "replace" reads each as U+FFFD.
+        name_or_path: where it came from, for the reader.
+
+    Raises:
+        ArgumentTypeError: an unknown argument, or no vocabulary.
+        ArgumentError: an argument that cannot be used.
+        FileAccessError, FileFormatError: a file is missing, or broken: names file and entry.
+    """
+
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike[str] | Mapping[str, int] | None = None,
+        merges_file: str | os.PathLike[str] | Iterable[str | Sequence[str]] | None = None,
+        errors: str = "replace",
+        unk_token: str | AddedToken | None = _END,
+        bos_token: str | AddedToken | None = _END,
+        eos_token: str | AddedToken | None = _END,
+        pad_token: str | AddedToken | None = None,
+        add_prefix_space: bool = False,
+        add_bos_token: bool = False,
+        *,
+        tokenizer_file: str | os.PathLike[str] | None = None,
+        add_eos_token: bool = False,
+        sep_token: str | AddedToken | None = None,
+        cls_token: str | AddedToken | None = None,
+        mask_token: str | AddedToken | None = None,
+        additional_special_tokens: Iterable[str | AddedToken] | None = None,
+        padding_side: str = "right",
+        truncation_side: str = "right",
+        model_max_length: int | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        surrogates: str = "strict",
+        name_or_path: str = "",
+        _tables: Tables | None = None,
+        **unknown: Any,
+    ) -> None:
+        for name in unknown:
+            raise unknown_argument("GPT2Tokenizer", name, _argument_names())
+        settings = {
+            "add_bos_token": add_bos_token,
+            "add_eos_token": add_eos_token,
+            "add_prefix_space": add_prefix_space,
+            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
+            "errors": errors,
+            "model_max_length": model_max_length,
+            "padding_side": padding_side,
+            "surrogates": surrogates,
+            "truncation_side": truncation_side,
+        }
+        for name, value in settings.items():
+            if complaint := _complaint(name, value):
+                raise ArgumentError(complaint)
+        roles = {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "unk_token": unk_token,
+            "sep_token": sep_token,
+            "pad_token": pad_token,
+            "cls_token": cls_token,
+            "mask_token": mask_token,
+        }
+        if _tables is None:
+            _tables, implied = _given_tables(vocab_file, merges_file, tokenizer_file)
+            add_prefix_space |= implied.pop("add_prefix_space", False)
+            add_bos_token |= implied.pop("add_bos_token", False)
+            add_eos_token |= implied.pop("add_eos_token", False)
+            roles |= implied
+        super().__init__(Vocabulary(_tables))
+        self._encoder = TextEncoder(
+            self._vocabulary.encoder, replace_surrogates=surrogates == "replace"
+        )
+        self._lacks_bytes = any(id_ < 0 for id_ in self._vocabulary.byte_ids)
+        self._surrogates = surrogates
+        self.errors = errors
+        self.add_prefix_space = add_prefix_space
+        self.add_bos_token = add_bos_token
+        self.add_eos_token = add_eos_token
+        self.padding_side = padding_side
+        self.truncation_side = truncation_side
+        self.model_max_length = NO_LIMIT if model_max_length is None else int(model_max_length)
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self.name_or_path = name_or_path
+        self._other_settings: dict[str, Any] = {}
+        given = {role: token for role, token in roles.items() if token is not None}
+        self.add_special_tokens(
+            {**given, "additional_special_tokens": list(additional_special_tokens or ())}
+        )
+        for role in ("bos_token", "eos_token"):
+            if getattr(self, f"add_{role}") and self._roles[role] is None:
+                raise ArgumentError(f"add_{role}=True needs a {role}, which is None")
+
+    # ------------------------------------------------------------------------------ files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        **overrides: Any,
+    ) -> Self:
+        """The tokenizer of a repository on the hub, or of a directory.
+
+        tokenizer.json is read where there is one, else vocab.json, merges.txt and
+        added_tokens.json; tokenizer_config.json and special_tokens_map.json say the rest.
+
+        Args:
+            name_or_path: "openai-community/gpt2", or a directory.
+            cache_dir, force_download, local_files_only, token, revision, subfolder: how the
+                repository is read; see `gpt2.storage.hub.open_repository`.
+            overrides: arguments of the constructor, in place of what the files say.
+
+        Raises:
+            ArgumentTypeError: an argument that neither this method nor the constructor has.
+            FileAccessError: no such repository, directory or file (a HubError for the hub).
+            FileFormatError: a file is broken; names it and the entry.
+        """
+        known = _argument_names() - {"vocab_file", "merges_file", "tokenizer_file", "name_or_path"}
+        for name in overrides:
+            if name not in known:
+                own = set(cls.from_pretrained.__kwdefaults__)
+                raise unknown_argument("GPT2Tokenizer.from_pretrained", name, known | own)
+        from gpt2.storage.hub import open_repository
+
+        repository = open_repository(
+            name_or_path,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        tables, settings = files.read_repository(repository)
+        for name, value in settings.items():
+            if name not in overrides and (complaint := _complaint(name, value)):
+                raise FileFormatError(f"{repository.name}: tokenizer_config.json: {complaint}")
+        chosen = {name: value for name, value in settings.items() if name in known} | overrides
+        tokenizer = cls(_tables=tables, name_or_path=repository.name, **chosen)
+        tokenizer._other_settings = {
+            name: value for name, value in settings.items() if name not in known
+        }
+        return tokenizer
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[Path, ...]:
+        """Write vocab.json, merges.txt, tokenizer.json and their companions; returns the paths.
+
+        All of them or none: the directory is swapped in whole, its other files stay. transformers
+        4 and 5 and the tokenizers library load the result and give the same ids.
+
+        Raises:
+            FileAccessError: the directory cannot be written; it is then as it was.
+        """
+        settings = {
+            **self._other_settings,
+            "add_bos_token": self.add_bos_token,
+            "add_eos_token": self.add_eos_token,
+            "add_prefix_space": self.add_prefix_space,
+            "additional_special_tokens": self.additional_special_tokens,
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "errors": self.errors,
+            "model_max_length": self.model_max_length,
+            "padding_side": self.padding_side,
+            "surrogates": self._surrogates,
+            "tokenizer_class": "GPT2Tokenizer",
+            "truncation_side": self.truncation_side,
+            **self._roles,
+        }
+        vocabulary = self._vocabulary
+        return files.write_directory(
+            save_directory,
+            Tables(vocabulary.base, vocabulary.merges, vocabulary.added),
+            settings,
+            before=self.bos_token if self.add_bos_token else None,
+            after=self.eos_token if self.add_eos_token else None,
+        )
+
+    # ------------------------------------------------------------------------ text -> ids
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: batching.Padding = False,
+        truncation: batching.Truncation = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: batching.TensorKind | None = None,
+        return_attention_mask: bool = True,
+        **unknown: Any,
+    ) -> BatchEncoding:
+        """The ids and the mask of a text, or of each text of a list.
+
+        Where the tokenizer has no pad token, padding is filled with the EOS token (or else id 0):
+        the mask tells it from text, and is all that this library's models look at.
+
+        Args:
+            text: one text, or a list of them.
+            add_special_tokens: put BOS and EOS around each text, if the tokenizer is set to.
+            padding: True or "longest", "max_length", or False.
+            truncation: True cuts texts to ``max_length`` (else ``model_max_length``) tokens, BOS
+                and EOS included, on the side ``truncation_side``.
+            max_length: the length in tokens for both.
+            pad_to_multiple_of: round the padded length up to a multiple of it.
+            padding_side: "left" or "right", in place of the tokenizer's.
+            return_tensors: "pt" (torch) or "np" (numpy) for int64 tensors (B, T), one text being
+                a batch of one; None for lists.
+            return_attention_mask: False leaves attention_mask out.
+
+        Returns:
+            input_ids and attention_mask (1 for a token, 0 for padding).
+
+        Raises:
+            ArgumentTypeError: an unknown argument, or text that is no text.
+            ArgumentError: lone surrogates in a text; arguments that contradict each other;
+                rows of different lengths for a tensor.
+        """
+        for name in unknown:
+            raise unknown_argument(
+                "GPT2Tokenizer()", name, set(GPT2Tokenizer.__call__.__kwdefaults__)
+            )
+        single = isinstance(text, str)
+        truncate_to, pad_to = batching.length_limit(
+            padding, truncation, max_length, self.model_max_length
+        )
+        side = batching.check_side(
+            "padding_side", self.padding_side if padding_side is None else padding_side
+        )
+        rows = [
+            self._row(one, add_special_tokens, truncate_to)
+            for one in ([text] if single else _texts(text))
+        ]
+        ids, mask = batching.pad_rows(
+            rows, pad_to=pad_to, multiple_of=pad_to_multiple_of, filler=self._filler, side=side
+        )
+        columns = {"input_ids": ids, "attention_mask": mask}
+        if not return_attention_mask:
+            del columns["attention_mask"]
+        if return_tensors is not None:
+            return BatchEncoding(
+                {
+                    name: batching.to_tensor(name, column, return_tensors)
+                    for name, column in columns.items()
+                }
+            )
+        return BatchEncoding(
+            {name: column[0] if single else column for name, column in columns.items()}
+        )
+
+    def encode(self, text: str, **arguments: Any) -> Any:
+        """The ids of one text: ``tokenizer(text, **arguments)["input_ids"]``.
+
+        >>> tokenizer.encode("Hello world")
+        [15496, 995]
+
+        Raises:
+            ArgumentTypeError: ``text`` is no string.
+        """
+        if not isinstance(text, str):
+            raise ArgumentTypeError(
+                f"encode takes one text, not {type(text).__name__}; call tokenizer(texts) for several"
+            )
+        if not arguments:
+            return self._row(text, True, None)
+        return self(text, **arguments)["input_ids"]
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of one text as the vocabulary file spells them, without BOS and EOS.
+
+        >>> tokenizer.tokenize("Hello world")
+        ['Hello', 'Ġworld']
+        """
+        if not isinstance(text, str):
+            raise ArgumentTypeError(f"tokenize takes one text, not {type(text).__name__}")
+        return [self._vocabulary.tokens[id_] for id_ in self._ids(text)]
+
+    def _row(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
+        ids = self._ids(text)
+        before = [self.bos_token_id] if add_special_tokens and self.add_bos_token else []
+        after = [self.eos_token_id] if add_special_tokens and self.add_eos_token else []
+        if limit is not None:
+            room = limit - len(before) - len(after)
+            if room < 0:
+                raise ArgumentError(
+                    f"max_length={limit} leaves no room for the BOS and EOS tokens that are added"
+                )
+            side = batching.check_side("truncation_side", self.truncation_side)
+            ids = ids[:room] if side == "right" else ids[max(len(ids) - room, 0) :]
+        return [*before, *ids, *after] if before or after else ids
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in self._vocabulary.finder.split(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif self.add_prefix_space and not piece.startswith(" "):
+                ids += self._encoder.encode(" " + piece)
+            else:
+                ids += self._encoder.encode(piece)
+        return self._without_unknown(ids) if self._lacks_bytes else ids
+
+    def _without_unknown(self, ids: list[int]) -> list[int]:
+        unknown = self.unk_token_id
+        if unknown is None and min(ids, default=0) < 0:
+            raise ArgumentError(
+                f"the vocabulary has no token for the byte 0x{-1 - min(ids):02x} of the text, and "
+                "there is no unk_token to stand in for it"
+            )
+        return [unknown if id_ < 0 else id_ for id_ in ids]
+
+    @property
+    def _filler(self) -> int:
+        for id_ in (self.pad_token_id, self.eos_token_id):
+            if id_ is not None:
+                return id_
+        return 0
+
+    # ------------------------------------------------------------------------ ids -> text
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
+        """The text of ids; bytes that are no UTF-8 are treated as ``errors`` says.
+
+        >>> tokenizer.decode([15496, 995])
+        'Hello world'
+
+        Args:
+            token_ids: a list, a one-dimensional tensor or array, or a single id.
+            skip_special_tokens: leave special tokens out.
+            clean_up_tokenization_spaces: take out the spaces before English punctuation and
+                contractions; None for the tokenizer's own setting.
+
+        Raises:
+            TokenIdError: an id that the vocabulary does not have.
+            ArgumentTypeError: not ids, or a batch of them.
+        """
+        ids = self._checked_ids(token_ids)
+        if skip_special_tokens:
+            special = self._special_ids()
+            ids = [id_ for id_ in ids if id_ not in special]
+        text = b"".join(map(self._vocabulary.token_bytes.__getitem__, ids)).decode(
+            "utf-8", self.errors
+        )
+        if clean_up_tokenization_spaces is None:
+            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
+        return _clean_up(text) if clean_up_tokenization_spaces else text
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """`decode` of each row of a list, tensor or array (B, T)."""
+        rows = sequences.tolist() if hasattr(sequences, "tolist") else sequences
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
+
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
+        """The text that tokens, spelt as in the vocabulary file, stand for.
+
+        >>> tokenizer.convert_tokens_to_string(["Hello", "Ġworld"])
+        'Hello world'
+        """
+        return b"".join(map(to_bytes, tokens)).decode("utf-8", self.errors)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(name_or_path={self.name_or_path!r}, {len(self)} tokens, "
+            f"special_tokens={self.special_tokens_map})"
+        )
+
+
+GPT2TokenizerFast = GPT2Tokenizer
+"""The same class under the name that the reference gives its Rust-backed twin."""
+
+
+def _texts(texts: Any) -> list[str]:
+    """The texts of a batch.
+
+    Raises:
+        ArgumentTypeError: it is no sequence of strings.
+    """
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Sequence):
+        raise ArgumentTypeError(
+            f"text must be a string or a list of strings, not {type(texts).__name__}"
+        )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ArgumentTypeError(
+                f"text[{index}] must be a string, not {type(text).__name__}: {text!r:.100}"
+            )
+    return list(texts)
+
+
+def _given_tables(
+    vocab_file: Any, merges_file: Any, tokenizer_file: Any
+) -> tuple[Tables, dict[str, Any]]:
+    """The tables of the constructor's arguments, and the settings that come with them."""
+    if tokenizer_file is not None:
+        if vocab_file is not None or merges_file is not None:
+            raise ArgumentError("give tokenizer_file, or vocab_file and merges_file, not both")
+        return files.read_tokenizer_json(Path(tokenizer_file))
+    if vocab_file is None or merges_file is None:
+        raise ArgumentTypeError(
+            "GPT2Tokenizer needs vocab_file and merges_file, or tokenizer_file; to load one by "
+            "name, GPT2Tokenizer.from_pretrained(name)"
+        )
+    if isinstance(vocab_file, str | os.PathLike) and isinstance(merges_file, str | os.PathLike):
+        return files.read_vocab_and_merges(Path(vocab_file), Path(merges_file)), {}
+    if not isinstance(vocab_file, Mapping) or isinstance(merges_file, str | os.PathLike):
+        raise ArgumentTypeError("vocab_file and merges_file must both be paths, or both contents")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges_file]
+    return Tables(dict(vocab_file), merges), {}
+
+
+def _complaint(name: str, value: Any) -> str | None:
+    """What is wrong with a setting, None if nothing is; one that is not known is not judged."""
+    if name.startswith("add_") or name == "clean_up_tokenization_spaces":
+        if not isinstance(value, bool):
+            return f"{name} must be True or False, not {value!r:.200}"
+    elif name in ("padding_side", "truncation_side"):
+        if value not in ("left", "right"):
+            return f'{name} must be "left" or "right", not {value!r:.200}'
+    elif name == "surrogates":
+        if value not in ("strict", "replace"):
+            return f'surrogates must be "strict" or "replace", not {value!r:.200}'
+    elif name == "errors":
+        try:
+            codecs.lookup_error(value)
+        except (LookupError, TypeError):
+            return (
+                f'errors must be a way of bytes.decode to treat errors ("replace", "strict", '
+                f'"ignore" …), not {value!r:.200}'
+            )
+    elif name == "model_max_length" and not (
+        value is None or (isinstance(value, int | float) and value >= 1 and value == int(value))
+    ):
+        return f"model_max_length must be an integer from 1 up, or None, not {value!r:.200}"
+    return None
+
+
+def _argument_names() -> set[str]:
+    code = GPT2Tokenizer.__init__.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return {name for name in names if name != "self" and not name.startswith("_")}
+
+
+def _clean_up(text: str) -> str:
+    for spaced in _CLEAN_UP:
+        text = text.replace(spaced, spaced.strip())
+    return text

@@ -1,0 +1,177 @@
+"""The tables of a tokenizer: which token has which id and which bytes, and how they merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from gpt2.errors import ArgumentError, FileFormatError
+from gpt2.tokenization.added import AddedToken, AddedTokens
+from gpt2.tokenization.bpe import BytePairEncoder
+from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS, to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass
+class Tables:
+    """A vocabulary as files hold it, not yet checked, with where it came from for messages.
+
+    Attributes:
+        vocab: token, in the byte alphabet -> id.
+        merges: "left right", by rank.
+        added: id -> added token; also those that ``vocab`` has.
+        vocab_source: what to call the vocabulary in a message: the file.
+        merges_source: what to call the merges, and a single one: "merges.txt, line".
+        first_merge: the number of the first merge, in the unit that merges_source names.
+        from_files: whether a fault is a file's or an argument's.
+    """
+
+    vocab: dict[str, int]
+    merges: list[str]
+    added: dict[int, AddedToken] = field(default_factory=dict)
+    vocab_source: str = "vocab"
+    merges_source: str = "merges, entry"
+    first_merge: int = 0
+    from_files: bool = False
+
+    def fault(self, message: str) -> ArgumentError | FileFormatError:
+        return FileFormatError(message) if self.from_files else ArgumentError(message)
+
+    def merge_fault(self, index: int, message: str) -> ArgumentError | FileFormatError:
+        where = f"{self.merges_source} {self.first_merge + index}"
+        return self.fault(f"{where}: {self.merges[index]!r:.200} {message}")
+
+
+class Vocabulary:
+    """Tokens by id, ids by token, bytes by id; grows only at its end.
+
+    Args:
+        tables: checked here: ids are 0 … n-1, each given once; every merge joins two tokens of
+            the vocabulary to a third.
+
+    Raises:
+        FileFormatError: (an ArgumentError where the tables came as arguments) they are not so;
+            names the file and the entry.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.base = tables.vocab
+        self.merges = tables.merges
+        self.added = dict(tables.added)
+        self.tokens = _tokens_by_id(tables)
+        ranks, merged = _merge_rules(tables)
+        self.byte_ids = [
+            tables.vocab.get(character, -1 - byte) for byte, character in enumerate(BYTE_CHARACTERS)
+        ]
+        self.encoder = BytePairEncoder(self.byte_ids, ranks, merged)
+        self._index_added()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as the files spell it, None if there is none."""
+        known = self._added_ids.get(token)
+        return self.base.get(token) if known is None else known
+
+    def add(self, tokens: Iterable[AddedToken]) -> int:
+        """Keep these whole from now on; those that the vocabulary lacks get the next ids.
+
+        Returns the number of ids that are new.
+        """
+        before = len(self.tokens)
+        added, names = dict(self.added), list(self.tokens)
+        ids = dict(self._added_ids)
+        for token in tokens:
+            id_ = ids.get(token.content, self.base.get(token.content))
+            if id_ is None:
+                id_ = len(names)
+                names.append(token.content)
+            added[id_] = token
+            ids[token.content] = id_
+        # Replaced, not changed in place: another thread may be encoding.
+        self.added, self.tokens = added, names
+        self._index_added()
+        return len(names) - before
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """id -> the bytes that it stands for in text."""
+        added = self.added
+        return [
+            added[id_].content.encode("utf-8", "surrogatepass") if id_ in added else to_bytes(token)
+            for id_, token in enumerate(self.tokens)
+        ]
+
+    def _index_added(self) -> None:
+        self._added_ids = {token.content: id_ for id_, token in self.added.items()}
+        self.finder = AddedTokens(self.added)
+        self.__dict__.pop("token_bytes", None)
+
+
+def _tokens_by_id(tables: Tables) -> list[str]:
+    by_id = {id_: token.content for id_, token in tables.added.items()}
+    for token, id_ in tables.vocab.items():
+        if type(id_) is not int or id_ < 0:
+            raise tables.fault(
+                f"{tables.vocab_source}: token {token!r:.200} has the id {id_!r:.200}; "
+                "an id is an integer from 0 up"
+            )
+        if by_id.setdefault(id_, token) != token:
+            raise tables.fault(
+                f"{tables.vocab_source}: the id {id_} is given to two tokens, "
+                f"{by_id[id_]!r:.200} and {token!r:.200}"
+            )
+    for id_, added in tables.added.items():
+        if tables.vocab.get(added.content, id_) != id_:
+            raise tables.fault(
+                f"{tables.vocab_source}: {added.content!r:.200} has the id "
+                f"{tables.vocab[added.content]}, but the id {id_} as an added token"
+            )
+    contents = {added.content for added in tables.added.values()}
+    if len(contents) != len(tables.added):
+        raise tables.fault(f"{tables.vocab_source}: an added token is given two ids")
+    if len(by_id) != max(by_id, default=-1) + 1:
+        gap = next(id_ for id_ in range(len(by_id) + 1) if id_ not in by_id)
+        raise tables.fault(
+            f"{tables.vocab_source}: no token has the id {gap}, but one has {max(by_id)}; "
+            "ids must be without gaps"
+        )
+    if not by_id:
+        raise tables.fault(f"{tables.vocab_source}: the vocabulary is empty")
+    return [by_id[id_] for id_ in range(len(by_id))]
+
+
+def _merge_rules(tables: Tables) -> tuple[dict[tuple[int, int], int], list[int]]:
+    """(left id, right id) -> rank, and rank -> id of what they make."""
+    ids = tables.vocab
+    try:
+        pairs = [merge.split(" ") for merge in tables.merges]
+        ranks = {(ids[left], ids[right]): rank for rank, (left, right) in enumerate(pairs)}
+        merged = [ids[left + right] for left, right in pairs]
+    except (KeyError, ValueError, AttributeError):
+        ranks, merged = {}, []  # which one it was is found below, off the fast path
+    if len(ranks) != len(tables.merges):
+        raise _bad_merge(tables)
+    return ranks, merged
+
+
+def _bad_merge(tables: Tables) -> ArgumentError | FileFormatError:
+    seen: dict[str, int] = {}
+    for index, merge in enumerate(tables.merges):
+        parts = merge.split(" ") if isinstance(merge, str) else []
+        if len(parts) != 2 or not all(parts):
+            return tables.merge_fault(index, "is not two tokens with one space between them")
+        for token in (*parts, "".join(parts)):
+            if token not in tables.vocab:
+                return tables.merge_fault(
+                    index, f"needs the token {token!r:.200}, which {tables.vocab_source} lacks"
+                )
+        if merge in seen:
+            first = tables.first_merge + seen[merge]
+            return tables.merge_fault(index, f"was given before, as {first}")
+        seen[merge] = index
+    raise AssertionError("called for merges without a fault")
