@@ -13,7 +13,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gpt2.config import GPT2Config as GPT2Config
+    from gpt2.errors import GPT2Error as GPT2Error
+    from gpt2.generation.config import GenerationConfig as GenerationConfig
+    from gpt2.modeling.heads import GPT2LMHeadModel as GPT2LMHeadModel
+    from gpt2.modeling.pretrained import GPT2PreTrainedModel as GPT2PreTrainedModel
+    from gpt2.modeling.transformer import GPT2Model as GPT2Model
     from gpt2.tokenization.batching import BatchEncoding as BatchEncoding
+    from gpt2.tokenization.streaming import TextStreamer as TextStreamer
     from gpt2.tokenization.tokenizer import GPT2Tokenizer as GPT2Tokenizer
     from gpt2.tokenization.tokenizer import GPT2TokenizerFast as GPT2TokenizerFast
 
@@ -21,8 +27,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "BatchEncoding": "gpt2.tokenization.batching",
     "GPT2Config": "gpt2.config",
+    "GPT2Error": "gpt2.errors",
+    "GPT2LMHeadModel": "gpt2.modeling.heads",
+    "GPT2Model": "gpt2.modeling.transformer",
+    "GPT2PreTrainedModel": "gpt2.modeling.pretrained",
     "GPT2Tokenizer": "gpt2.tokenization.tokenizer",
     "GPT2TokenizerFast": "gpt2.tokenization.tokenizer",
+    "GenerationConfig": "gpt2.generation.config",
+    "TextStreamer": "gpt2.tokenization.streaming",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,0 +1,455 @@
+"""GPT2Config: every field of the documented reference, typed and checked.
+
+The fields, defaults and aliases are those of transformers 4.4x. A config is
+mutable, and checked when made, when a model is built from it and when it is
+saved. It never changes behind its owner's back: a model keeps its own copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from gpt2.errors import ArgumentError, ConfigError, did_you_mean, unknown_argument
+from gpt2.storage.atomic import staged_directory
+from gpt2.storage.hub import open_repository
+from gpt2.storage.jsonfiles import read_json_object, write_json
+
+CONFIG_NAME = "config.json"
+
+#: What ``activation_function`` may be; gpt2.modeling.activations has the functions.
+ACTIVATION_NAMES = (
+    "relu", "silu", "gelu", "tanh", "gelu_new",
+    "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "swish",
+)  # fmt: skip
+SUMMARY_TYPES = ("last", "first", "mean", "cls_index", "attn")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# documented second names -> the field that holds the value
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "dtype": "torch_dtype",
+}
+# Sizes beyond these come from damaged files, not from models; a module tree of
+# 10**9 layers would hang before any allocation could fail.
+_MAX_SIZE = 2**31 - 1
+_MAX_LAYERS = 10_000
+_MAX_PARAMETERS = 10**13
+
+_C = TypeVar("_C", bound="type[GPT2Config]")
+
+
+def _accept_aliases(cls: _C) -> _C:
+    """Let ``__init__`` take aliases and num_labels, and name an unknown argument's neighbour."""
+    plain_init: Callable[..., None] = cls.__init__
+
+    @functools.wraps(plain_init)
+    def init(self: GPT2Config, *args: Any, num_labels: int | None = None, **kwargs: Any) -> None:
+        known = self.argument_names()
+        for name in list(kwargs):
+            target = _ALIASES.get(name, name)
+            if name not in known:
+                raise unknown_argument("GPT2Config", name, known)
+            if target != name:
+                if target in kwargs:
+                    raise ArgumentError(f"GPT2Config got both {name!r} and its alias {target!r}")
+                kwargs[target] = kwargs.pop(name)
+        if num_labels is not None:
+            given = kwargs.get("id2label")
+            if given is not None and len(given) != num_labels:
+                raise ConfigError(
+                    f"num_labels is {num_labels}, but id2label has {len(given)} entries"
+                )
+            if given is None:
+                kwargs["id2label"] = _default_labels(num_labels)
+        plain_init(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+def _default_labels(count: int) -> dict[int, str]:
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MAX_SIZE:
+        raise ConfigError(f"num_labels must be a whole number of at least 0, not {count!r}")
+    return {i: f"LABEL_{i}" for i in range(count)}
+
+
+@_accept_aliases
+@dataclass
+class GPT2Config:
+    """Shape, behaviour and labels of a GPT-2 model.
+
+    The defaults are the 124M-parameter GPT-2. ``hidden_size``,
+    ``num_hidden_layers``, ``num_attention_heads`` and ``max_position_embeddings``
+    are aliases of ``n_embd``, ``n_layer``, ``n_head`` and ``n_positions``;
+    ``num_labels`` may be given in place of ``id2label``.
+
+    Raises ArgumentTypeError for an unknown argument and ConfigError for an
+    impossible value.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    #: width of the MLP; None means 4 * n_embd
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    summary_type: str = "cls_index"
+    summary_use_proj: bool = True
+    summary_activation: str | None = None
+    summary_proj_to_labels: bool = True
+    summary_first_dropout: float = 0.1
+    #: divide the attention scores by sqrt(head size)
+    scale_attn_weights: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+    #: divide the attention scores of layer i by i + 1
+    scale_attn_by_inverse_layer_idx: bool = False
+    #: compute the attention scores and their softmax in float32
+    reorder_and_upcast_attn: bool = False
+    pad_token_id: int | None = None
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+    id2label: dict[int, str] = field(default_factory=lambda: _default_labels(2))
+    label2id: dict[str, int] | None = None
+    problem_type: str | None = None
+    classifier_dropout: float | None = None
+    hidden_dropout: float | None = None
+    #: layer -> heads that are no longer there
+    pruned_heads: dict[int, list[int]] = field(default_factory=dict)
+    architectures: list[str] | None = None
+    #: dtype of the weights in the files, such as "float16"; a note, loading looks at the files
+    torch_dtype: str | None = None
+    #: attention backend; never read from a file and never written to one
+    attn_implementation: str = "sdpa"
+    #: fields of a config.json that this library does not know; kept, never acted upon
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    model_type: ClassVar[str] = "gpt2"
+
+    def __post_init__(self) -> None:
+        labels = {_whole(k, "id2label"): v for k, v in self.id2label.items()}
+        object.__setattr__(self, "id2label", labels)
+        if self.label2id is None:
+            self.label2id = {label: i for i, label in labels.items()}
+        pruned = {_whole(k, "pruned_heads"): sorted(v) for k, v in self.pruned_heads.items()}
+        object.__setattr__(self, "pruned_heads", pruned)
+        self.validate()
+
+    if not TYPE_CHECKING:  # type checkers know the fields; a misspelt name must not pass silently
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name not in self.__dataclass_fields__ and not hasattr(type(self), name):
+                hint = did_you_mean(name, self.argument_names())
+                raise ConfigError(
+                    f"GPT2Config has no field {name!r}{hint}; "
+                    f"fields of your own go into config.extra[{name!r}]"
+                )
+            object.__setattr__(self, name, value)
+
+    # -- second names -------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        return self.n_embd
+
+    @hidden_size.setter
+    def hidden_size(self, value: int) -> None:
+        self.n_embd = value
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.n_layer
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int) -> None:
+        self.n_layer = value
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.n_head
+
+    @num_attention_heads.setter
+    def num_attention_heads(self, value: int) -> None:
+        self.n_head = value
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.n_positions
+
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, value: int) -> None:
+        self.n_positions = value
+
+    @property
+    def dtype(self) -> str | None:
+        return self.torch_dtype
+
+    @dtype.setter
+    def dtype(self, value: str | None) -> None:
+        self.torch_dtype = value
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes; setting it renames the labels LABEL_0, LABEL_1 …"""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count != len(self.id2label):
+            self.id2label = _default_labels(count)
+            self.label2id = {label: i for i, label in self.id2label.items()}
+
+    @property
+    def _attn_implementation(self) -> str:  # the name under which transformers' users look it up
+        return self.attn_implementation
+
+    # -- sizes that follow from the fields ----------------------------------------------------
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_dim(self) -> int:
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    # -- checking -----------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise ConfigError for the first impossible value; allocates nothing."""
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            _check_int(
+                name, getattr(self, name), 1, _MAX_LAYERS if name == "n_layer" else _MAX_SIZE
+            )
+        if self.n_inner is not None:
+            _check_int("n_inner", self.n_inner, 1, _MAX_SIZE)
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head}): "
+                "each head takes an equal share"
+            )
+        d, f = self.n_embd, self.inner_dim
+        parameters = (
+            self.n_layer * (4 * d * d + 2 * d * f) + (self.vocab_size + self.n_positions) * d
+        )
+        if parameters > _MAX_PARAMETERS:
+            raise ConfigError(
+                f"vocab_size {self.vocab_size}, n_positions {self.n_positions}, n_embd {d}, "
+                f"n_layer {self.n_layer} and n_inner {f} make {parameters:.2e} parameters; "
+                f"more than {_MAX_PARAMETERS:.0e} is taken for a damaged config"
+            )
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):
+            _check_real(name, getattr(self, name), 0.0, 1.0)
+        for name in ("classifier_dropout", "hidden_dropout"):
+            if getattr(self, name) is not None:
+                _check_real(name, getattr(self, name), 0.0, 1.0)
+        _check_real("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
+        _check_real("initializer_range", self.initializer_range, 0.0, math.inf)
+        for f_ in fields(self):
+            if f_.type == "bool" and not isinstance(getattr(self, f_.name), bool):
+                raise ConfigError(
+                    f"{f_.name} must be true or false, not {getattr(self, f_.name)!r}"
+                )
+        _check_choice("activation_function", self.activation_function, ACTIVATION_NAMES)
+        _check_choice("summary_type", self.summary_type, SUMMARY_TYPES)
+        if self.summary_activation is not None:
+            _check_choice("summary_activation", self.summary_activation, ACTIVATION_NAMES)
+        if self.problem_type is not None:
+            _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        for name in ("bos_token_id", "pad_token_id"):
+            if getattr(self, name) is not None:
+                # Only the type: tiny test models keep the published 50256 beyond their vocabulary.
+                _check_int(name, getattr(self, name), -_MAX_SIZE, _MAX_SIZE)
+        eos = self.eos_token_id
+        for token in eos if isinstance(eos, list) else [] if eos is None else [eos]:
+            _check_int("eos_token_id", token, -_MAX_SIZE, _MAX_SIZE)
+        for layer, heads in self.pruned_heads.items():
+            _check_int("pruned_heads: layer", layer, 0, self.n_layer - 1)
+            for head in heads:
+                _check_int(f"pruned_heads[{layer}]: head", head, 0, self.n_head - 1)
+            if len(set(heads)) >= self.n_head:
+                raise ConfigError(
+                    f"pruned_heads[{layer}] names all {self.n_head} heads; one must stay"
+                )
+
+    # -- files --------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """A deep copy as plain data, in the form of a config.json."""
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("extra", "attn_implementation")
+        }
+        return copy.deepcopy({**self.extra, "model_type": self.model_type, **plain})
+
+    def to_json_string(self) -> str:
+        """The config as the text of a config.json, keys sorted."""
+        return json.dumps(_json_ready(self.to_dict()), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **overrides: Any) -> Self:
+        """The config that ``config_dict`` describes, with ``overrides`` on top.
+
+        Keys of ``config_dict`` that are no fields go to ``extra``; an unknown
+        override raises ArgumentTypeError. Raises ConfigError where
+        ``model_type`` names another architecture.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ConfigError(
+                f"model_type is {found!r}, but this library loads {cls.model_type!r} checkpoints"
+            )
+        known = {f.name for f in fields(cls)} - {"extra", "attn_implementation"}
+        values: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        for key, value in config_dict.items():
+            target = _ALIASES.get(key, key)
+            if key == "model_type":
+                continue
+            if target in known and target not in values:
+                values[target] = copy.deepcopy(value)
+            elif key == "num_labels" and "id2label" not in config_dict:
+                values["num_labels"] = value
+            elif target not in known:
+                extra[key] = copy.deepcopy(value)
+        for key in ("id2label", "pruned_heads", "label2id"):
+            _check_table(key, values.get(key))
+        for key in ("id2label", "pruned_heads"):  # null in a file means the default
+            if values.get(key, ()) is None:
+                del values[key]
+        return cls(**values, extra=extra).replaced(**overrides)
+
+    def replaced(self, **changes: Any) -> Self:
+        """A copy with the given fields (or their aliases, or num_labels) changed, and checked.
+
+        Raises ArgumentTypeError for a name that is no field, ConfigError for a bad value.
+        """
+        changed = copy.deepcopy(self)
+        known = self.argument_names()
+        for name in changes:
+            if name not in known:
+                raise unknown_argument("GPT2Config", name, known)
+        if "id2label" in changes and "label2id" not in changes:
+            changes = {**changes, "label2id": None}
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        changed.__post_init__()
+        return changed
+
+    @classmethod
+    def argument_names(cls) -> set[str]:
+        """Every name that the constructor takes: fields, aliases and num_labels."""
+        return {f.name for f in fields(cls)} | set(_ALIASES) | {"num_labels"}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        **overrides: Any,
+    ) -> Self:
+        """Read the config.json of a hub repository or a directory.
+
+        ``overrides`` are config fields that replace what the file says. Raises
+        FileAccessError, HubError or FileFormatError, ConfigError, and
+        ArgumentTypeError for an override that is no field.
+        """
+        repository = open_repository(
+            pretrained_model_name_or_path,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+            subfolder=subfolder,
+        )
+        return cls.from_json_file(repository.require(CONFIG_NAME), **overrides)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str], **overrides: Any) -> Self:
+        """Read one config.json; errors about its fields name the file."""
+        path = Path(json_file)
+        content = read_json_object(path)
+        try:
+            return cls.from_dict(content, **overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write config.json into the directory; it is complete or the old one stays."""
+        with staged_directory(save_directory, replaces=[CONFIG_NAME]) as stage:
+            self.write_to(stage)
+
+    def write_to(self, stage: Path) -> None:
+        """Write config.json into a directory that is being staged by the caller."""
+        self.validate()
+        write_json(stage / CONFIG_NAME, _json_ready(self.to_dict()), sort_keys=True)
+
+
+def _json_ready(plain: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in plain.items() if v is not None or k not in ("torch_dtype",)}
+
+
+def _whole(key: Any, name: str) -> int:
+    """JSON has only string keys; "3" stands for 3."""
+    try:
+        if isinstance(key, int | str) and not isinstance(key, bool):
+            return int(key)
+    except ValueError:
+        pass
+    raise ConfigError(f"{name} must have whole numbers as keys, not {key!r}")
+
+
+def _check_table(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{name} must be an object, not {value!r}")
+    if name == "pruned_heads" and value is not None:
+        for layer, heads in value.items():
+            if not isinstance(heads, list) or not all(type(h) is int for h in heads):
+                raise ConfigError(f"pruned_heads[{layer}] must be a list of heads, not {heads!r}")
+
+
+def _check_int(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def _check_real(name: str, value: Any, low: float, high: float) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a number from {low} to {high}, not {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"{name} is {value!r}; it may be {', '.join(choices)}{hint}")

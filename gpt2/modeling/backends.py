@@ -1,0 +1,117 @@
+"""How attention is computed: one function per backend, all with the same contract.
+
+``attend(q, k, v, *, mask, scale, causal, dropout_p) -> (B, H, T, Dh)`` with q
+(B, H, T, Dh) and k, v (B, H, S, Dh). ``mask`` is None, a bool tensor (True: may
+be seen) or a floating one (added to the scores), broadcastable to (B, H, T, S).
+``causal`` is aligned to the END of the keys: query i sees keys ≤ S − T + i.
+
+To add a backend: write the function, and enter it in BACKENDS.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2.errors import BackendError, did_you_mean
+from gpt2.modeling.masks import causal_visibility
+
+
+class Attend(Protocol):
+    """The contract of a backend; see the module's docstring."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None,
+        scale: float,
+        causal: bool,
+        dropout_p: float,
+    ) -> Tensor: ...
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, *, mask: Tensor | None, scale: float, causal: bool
+) -> Tensor:
+    """softmax(scale · q kᵀ + mask), (B, H, T, S): what output_attentions reports.
+
+    Hidden scores become the dtype's lowest finite number, not −inf, so that a
+    row that hides everything gives equal weights in place of NaN.
+    """
+    scores = (q @ k.transpose(-1, -2)) * scale  # (B, H, T, S)
+    lowest = torch.finfo(scores.dtype).min
+    if causal and q.shape[-2] > 1:
+        seen = causal_visibility(q.shape[-2], k.shape[-2], q.device)  # (T, S)
+        scores = scores.masked_fill(~seen, lowest)
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, lowest)
+        else:
+            scores = (scores + mask).clamp(min=lowest)
+    return scores.softmax(-1)
+
+
+def attend_eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+) -> Tensor:
+    """Attention as its equation: softmax(scale · q kᵀ + mask) v."""
+    weights = attention_weights(q, k, mask=mask, scale=scale, causal=causal)  # (B, H, T, S)
+    weights = F.dropout(weights.to(v.dtype), dropout_p, training=dropout_p > 0)
+    return weights @ v  # (B, H, T, Dh)
+
+
+def attend_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention.
+
+    Its own ``is_causal`` is aligned to the start of the keys, which is right
+    only where T = S; cached chunks get a mask that is aligned to the end.
+    """
+    query_length, key_length = q.shape[-2], k.shape[-2]
+    is_causal = causal and mask is None and query_length == key_length and query_length > 1
+    if causal and not is_causal and query_length > 1:
+        seen = causal_visibility(query_length, key_length, q.device)  # (T, S)
+        if mask is None:
+            mask = seen
+        elif mask.dtype == torch.bool:
+            mask = mask & seen
+        else:
+            mask = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale
+    )
+
+
+BACKENDS: dict[str, Attend] = {"eager": attend_eager, "sdpa": attend_sdpa}
+
+
+def get_backend(name: str) -> Attend:
+    """The backend called ``name``; BackendError with the list of them where there is none."""
+    try:
+        return BACKENDS[name]
+    except KeyError:
+        raise BackendError(
+            f"attn_implementation is {name!r}; it may be {', '.join(BACKENDS)}"
+            f"{did_you_mean(name, BACKENDS)}"
+        ) from None

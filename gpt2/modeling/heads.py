@@ -1,0 +1,125 @@
+"""The task heads on top of GPT2Model.
+
+Shapes: see the legend in gpt2/modeling/transformer.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.config import GPT2Config
+from gpt2.errors import ArgumentError
+from gpt2.modeling.generative import GenerativeModel
+from gpt2.modeling.inputs import IGNORE_INDEX, ValueChecks, require_ids
+from gpt2.modeling.losses import causal_lm_loss
+from gpt2.modeling.outputs import CausalLMOutputWithCrossAttentions
+from gpt2.modeling.transformer import GPT2Model, PastKeyValues
+
+
+class GPT2LMHeadModel(GenerativeModel):
+    """GPT-2 with the language-modelling head, whose weight is the token embedding's."""
+
+    tied_weights: ClassVar[Mapping[str, str]] = {"lm_head.weight": "transformer.wte.weight"}
+    may_drop: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        self.transformer = GPT2Model(self.config)
+        self.lm_head = nn.Linear(self.config.n_embd, self.config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: PastKeyValues | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        check_inputs: bool = True,
+        **unknown: Any,
+    ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
+        """Logits (B, T, V) of the next token, and the loss where ``labels`` are given.
+
+        ``labels`` (B, T) are the input ids themselves: they are shifted here.
+        −100 leaves a target out; so does padding, as source or as target. The
+        loss is the mean over the targets that count, or their sum divided by
+        ``num_items_in_batch``. ``logits_to_keep``: the number of last positions
+        to compute logits for (0: all), or their indices, (K,) for all rows or
+        (B, K) for each. The other arguments are GPT2Model.forward's.
+        """
+        checks = ValueChecks(check_inputs)
+        if labels is not None:
+            given = input_ids if input_ids is not None else inputs_embeds
+            shape = None if given is None else given.shape[:2] if input_ids is None else given.shape
+            require_ids("labels", labels, shape)
+            checks.ids_in_range("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
+        core = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            True,
+            check_inputs=checks,
+            **unknown,
+        )
+        x = core.last_hidden_state  # (B, T, D)
+        loss = None
+        if labels is None:
+            logits = self.lm_head(_keep(x, logits_to_keep))  # (B, K, V)
+        else:
+            full = self.lm_head(x)  # (B, T, V): the loss is over every position
+            attended = None
+            if attention_mask is not None and attention_mask.dim() == 2:
+                attended = attention_mask[:, -x.shape[-2] :].to(torch.bool)
+            loss = causal_lm_loss(
+                full, labels, attended=attended, num_items_in_batch=num_items_in_batch
+            )
+            logits = _keep(full, logits_to_keep)
+        output = CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=core.past_key_values,
+            hidden_states=core.hidden_states,
+            attentions=core.attentions,
+            cross_attentions=core.cross_attentions,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+
+def _keep(x: Tensor, which: int | Tensor) -> Tensor:
+    """The positions of (B, T, ·) that ``logits_to_keep`` names, (B, K, ·)."""
+    if isinstance(which, Tensor):
+        if which.dim() == 2:
+            return x.gather(-2, which[..., None].expand(-1, -1, x.shape[-1]))
+        return x[..., which, :]
+    if which < 0:
+        raise ArgumentError(f"logits_to_keep must be at least 0, not {which}")
+    return x[..., max(0, x.shape[-2] - which) :, :] if which else x

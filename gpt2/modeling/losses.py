@@ -1,0 +1,100 @@
+"""Losses over tokens, computed a chunk of rows at a time.
+
+Shapes: see the legend in gpt2/modeling/transformer.py; N is B · T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gpt2.modeling.inputs import IGNORE_INDEX
+
+# float32 numbers that a chunk of the logits may have: 32 MB, small beside any real logits
+_CHUNK_NUMBERS = 2**23
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Sum over rows of −log softmax(logits)[target], in float32.
+
+    Keeps only the logits, which exist anyway, and one number per row: torch's
+    own pair of log-softmax and its gradient holds a further (N, V) float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        normalizer = logits.new_empty(logits.shape[0], dtype=torch.float32)  # (N,)
+        total = logits.new_zeros((), dtype=torch.float32)
+        for rows in _chunks(logits):
+            x, target, counts = logits[rows].float(), targets[rows], targets[rows] != IGNORE_INDEX
+            normalizer[rows] = x.logsumexp(-1)
+            picked = x.gather(-1, target.clamp(min=0)[:, None])[:, 0]
+            total += torch.where(counts, normalizer[rows] - picked, 0.0).sum()
+        ctx.save_for_backward(logits, targets, normalizer)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normalizer = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for rows in _chunks(logits):
+            # d/dx (log Σ exp x − x[target]) = softmax(x) − onehot(target)
+            counts = (targets[rows] != IGNORE_INDEX)[:, None]
+            x = torch.exp(logits[rows].float() - normalizer[rows, None])
+            x.scatter_add_(-1, targets[rows].clamp(min=0)[:, None], -counts.to(x.dtype))
+            out[rows] = torch.where(counts, x * gradient, 0.0).to(out.dtype)
+        return out, None
+
+
+def _chunks(logits: Tensor) -> list[slice]:
+    rows = max(1, _CHUNK_NUMBERS // logits.shape[-1])
+    return [slice(i, i + rows) for i in range(0, logits.shape[0], rows)]
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Σ −log softmax(logits)[target], float32 (); rows with target −100 are left out.
+
+    ``logits`` (N, V) of any floating dtype, ``targets`` (N,) int64.
+    """
+    return _SummedCrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def next_token_targets(labels: Tensor, attended: Tensor | None = None) -> Tensor:
+    """What each position has to predict: ``labels`` (B, T) moved one to the left, (B, T).
+
+    −100 (left out of the loss) at the last position, where the label is −100,
+    and where ``attended`` (B, T) bool hides the source or the target.
+    """
+    targets = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
+    targets[:, :-1] = labels[:, 1:]
+    if attended is not None:
+        both = attended[:, :-1] & attended[:, 1:]
+        targets[:, :-1] = targets[:, :-1].masked_fill(~both, IGNORE_INDEX)
+    return targets
+
+
+def causal_lm_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    attended: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy of predicting the next token, float32 ().
+
+    ``logits`` (B, T, V), ``labels`` (B, T) not shifted, ``attended`` (B, T)
+    bool. The mean is over the terms that count, or the sum divided by
+    ``num_items_in_batch``, so that micro-batches add up to one batch. A batch
+    in which no term counts has loss 0 and zero gradients.
+    """
+    targets = next_token_targets(labels, attended)
+    total = summed_cross_entropy(logits.flatten(0, -2), targets.flatten())
+    if num_items_in_batch is None:
+        return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
+    if isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(total.device)
+    return total / num_items_in_batch

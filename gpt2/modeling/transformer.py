@@ -1,0 +1,231 @@
+"""GPT-2 itself: token ids -> hidden states.
+
+Shape legend of the whole library: B batch, T query length, S key length
+(past + T), H heads, Dh head size, D hidden, F inner, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gpt2.config import GPT2Config
+from gpt2.errors import ArgumentError
+from gpt2.modeling.attention import GPT2Attention
+from gpt2.modeling.cache import KVCache, as_cache
+from gpt2.modeling.inputs import (
+    ValueChecks,
+    encoder_visibility,
+    head_scales,
+    place_tokens,
+    require_ids,
+    require_one_input,
+)
+from gpt2.modeling.masks import Visibility
+from gpt2.modeling.mlp import GPT2MLP
+from gpt2.modeling.outputs import BaseModelOutputWithPastAndCrossAttentions
+from gpt2.modeling.pretrained import GPT2PreTrainedModel, refuse_unknown
+
+PastKeyValues = KVCache | Iterable[Sequence[Tensor]]
+
+
+class GPT2Block(nn.Module):
+    """Attention and MLP, each behind a layer norm and added to the residual stream."""
+
+    def __init__(self, config: GPT2Config, layer_idx: int = 0) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = GPT2Attention(config, layer_idx=layer_idx)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        if config.add_cross_attention:
+            self.crossattention = GPT2Attention(
+                config, is_cross_attention=True, layer_idx=layer_idx
+            )
+            self.ln_cross_attn = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        visibility: Visibility,
+        cache: KVCache | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_visibility: Visibility | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(B, T, D) -> (B, T, D), and the weights of self- and cross-attention where asked for."""
+        attended, weights = self.attn(
+            self.ln_1(x),
+            visibility,
+            cache,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+        )
+        x = x + attended
+        cross_weights = None
+        if encoder_hidden_states is not None:
+            attended, cross_weights = self.crossattention(
+                self.ln_cross_attn(x),
+                encoder_visibility,
+                encoder_hidden_states=encoder_hidden_states,
+                head_mask=head_mask,
+                output_attentions=output_attentions,
+            )
+            x = x + attended
+        x = x + self.mlp(self.ln_2(x))
+        return x, weights, cross_weights
+
+
+class GPT2Model(GPT2PreTrainedModel):
+    """The bare transformer: ids or embeddings -> hidden states after the last layer norm."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        config = self.config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList([GPT2Block(config, i) for i in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: PastKeyValues | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        check_inputs: bool | ValueChecks = True,
+        **unknown: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
+        """Hidden states (B, T, D) of the tokens, and what else is asked for.
+
+        ``input_ids`` (B, T), or ``inputs_embeds`` (B, T, D); more leading
+        dimensions are kept. ``attention_mask`` (B, S) with 1 at real tokens
+        (cached ones included), or (B|1, 1|H, T, S), bool or additive, taken as
+        it is. ``position_ids`` (B|1, T) are otherwise counted from the mask.
+        ``token_type_ids`` (B, T) are embedded with the tokens' own table.
+        ``head_mask`` (H,) or (L, H). ``encoder_hidden_states`` (B, Se, D) and
+        ``encoder_attention_mask`` (B, Se) need add_cross_attention.
+        ``use_cache`` None means: as the config says, but never in training.
+        ``check_inputs=False`` skips the checks of values and with them the
+        one host synchronisation.
+
+        Raises ArgumentError, ArgumentTypeError, TokenIdError and
+        SequenceLengthError.
+        """
+        refuse_unknown(self, unknown)
+        require_one_input(input_ids, inputs_embeds)
+        shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
+        past = None if past_key_values is None else as_cache(past_key_values, self.config.n_layer)
+        checks = (
+            check_inputs if isinstance(check_inputs, ValueChecks) else ValueChecks(check_inputs)
+        )
+
+        if input_ids is not None:
+            checks.ids_in_range("input_ids", input_ids, self.wte.num_embeddings)
+        if token_type_ids is not None:
+            require_ids("token_type_ids", token_type_ids, shape)
+            checks.ids_in_range("token_type_ids", token_type_ids, self.wte.num_embeddings)
+        if attention_mask is not None and attention_mask.dim() == len(shape) != 2:
+            attention_mask = attention_mask.flatten(0, -2)
+        batch_size, query_length = shape[:-1].numel(), shape[-1]
+        place = place_tokens(
+            batch_size=batch_size,
+            query_length=query_length,
+            past=past,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            n_positions=self.wpe.num_embeddings,
+            dtype=self.wpe.weight.dtype,
+            device=self.wpe.weight.device,
+            checks=checks,
+        )
+
+        if inputs_embeds is None:
+            x = self.wte(input_ids)
+        elif inputs_embeds.shape[-1] != self.config.n_embd:
+            raise ArgumentError(
+                f"inputs_embeds has width {inputs_embeds.shape[-1]}; "
+                f"the model has n_embd = {self.config.n_embd}"
+            )
+        else:
+            x = inputs_embeds
+        x = x.reshape(batch_size, query_length, -1) + self.wpe(place.position_ids)  # (B, T, D)
+        if token_type_ids is not None:
+            x = x + self.wte(token_type_ids).view_as(x)
+        x = self.drop(x)
+
+        encoder = self._encoder_visibility(encoder_hidden_states, encoder_attention_mask)
+        keep_cache = _choose(use_cache, self.config.use_cache and not self.training)
+        cache = None
+        if keep_cache or past is not None:
+            start = KVCache(self.config.n_layer) if past is None else past
+            cache = start.extended(query_length, place.key_mask)
+        keep_attentions = _choose(output_attentions, self.config.output_attentions)
+        keep_states = _choose(output_hidden_states, self.config.output_hidden_states)
+
+        states, attentions, cross_attentions = [], [], []
+        for block, scale in zip(self.h, head_scales(head_mask, self.config.n_layer), strict=True):
+            if keep_states:
+                states.append(x.view(*shape, -1))
+            x, weights, cross_weights = block(
+                x,
+                place.visibility,
+                cache,
+                head_mask=scale,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_visibility=encoder,
+                output_attentions=keep_attentions,
+            )
+            attentions.append(weights)
+            cross_attentions.append(cross_weights)
+        x = self.ln_f(x).view(*shape, -1)  # (B, T, D), or with the caller's leading dimensions
+        if keep_states:
+            states.append(x)
+
+        output = BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=x,
+            past_key_values=cache if keep_cache else None,
+            hidden_states=tuple(states) if keep_states else None,
+            attentions=tuple(attentions) if keep_attentions else None,
+            cross_attentions=tuple(cross_attentions) if keep_attentions and encoder else None,
+        )
+        return output if _choose(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def _encoder_visibility(self, states: Tensor | None, mask: Tensor | None) -> Visibility | None:
+        if states is None:
+            if mask is not None:
+                raise ArgumentError(
+                    "encoder_attention_mask was given without encoder_hidden_states"
+                )
+            return None
+        if not self.config.add_cross_attention:
+            raise ArgumentError(
+                "encoder_hidden_states was given, but the model has no cross-attention; "
+                "build it with add_cross_attention=True"
+            )
+        if states.dim() != 3 or states.shape[-1] != self.config.n_embd:
+            raise ArgumentError(
+                f"encoder_hidden_states has shape {tuple(states.shape)}; expected (batch, length, "
+                f"{self.config.n_embd})"
+            )
+        return encoder_visibility(mask, states.shape[0], states.shape[1])
+
+
+def _choose(argument: bool | None, default: bool) -> bool:
+    return default if argument is None else argument
