@@ -82,9 +82,8 @@ class AddedTokens:
         for found in pattern.finditer(text):
             id_, token = self._by_content[found.group()]
             start, end = found.span()
-            if token.single_word and (
-                _is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])
-            ):
+            beside = text[start - 1 : start], text[end : end + 1]
+            if token.single_word and any(map(_is_word, beside)):
                 continue
             while token.lstrip and start > done and text[start - 1] in _WHITE_SPACE:
                 start -= 1

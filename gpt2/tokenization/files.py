@@ -8,11 +8,13 @@ the tokenizers library find what they look for.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.errors import FileAccessError, FileFormatError
+from gpt2.errors import ArgumentError, ArgumentTypeError, FileAccessError, FileFormatError
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.jsonfiles import read_json_object, write_json
 from gpt2.tokenization.added import AddedToken
@@ -20,7 +22,6 @@ from gpt2.tokenization.lookup import ROLES
 from gpt2.tokenization.vocabulary import Tables
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from gpt2.storage.hub import Repository
@@ -73,6 +74,32 @@ def read_repository(repository: Repository) -> tuple[Tables, dict[str, Any]]:
     return tables, settings
 
 
+def read_arguments(
+    vocab_file: Any, merges_file: Any, tokenizer_file: Any
+) -> tuple[Tables, dict[str, Any]]:
+    """The tables of the constructor's arguments, and the settings that come with them.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: too few arguments, or too many.
+        FileAccessError, FileFormatError: a file that they name is missing, or broken.
+    """
+    if tokenizer_file is not None:
+        if vocab_file is not None or merges_file is not None:
+            raise ArgumentError("give tokenizer_file, or vocab_file and merges_file, not both")
+        return read_tokenizer_json(Path(tokenizer_file))
+    if vocab_file is None or merges_file is None:
+        raise ArgumentTypeError(
+            "GPT2Tokenizer needs vocab_file and merges_file, or tokenizer_file; to load one by "
+            "name, GPT2Tokenizer.from_pretrained(name)"
+        )
+    if isinstance(vocab_file, str | os.PathLike) and isinstance(merges_file, str | os.PathLike):
+        return read_vocab_and_merges(Path(vocab_file), Path(merges_file)), {}
+    if not isinstance(vocab_file, Mapping) or isinstance(merges_file, str | os.PathLike):
+        raise ArgumentTypeError("vocab_file and merges_file must both be paths, or both contents")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges_file]
+    return Tables(dict(vocab_file), merges), {}
+
+
 def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> Tables:
     """The tables of vocab.json and merges.txt.
 
@@ -114,7 +141,7 @@ def read_tokenizer_json(path: Path) -> tuple[Tables, dict[str, Any]]:
     model = _field(path, document, "model", dict)
     _expect(path, "model.type", model.get("type", "BPE"), ("BPE",))
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        _expect(path, f"model.{name}", model.get(name), (None, 0, ""))
+        _expect(path, f"model.{name}", model.get(name), (None, 0.0, ""))
     for name in ("byte_fallback", "ignore_merges"):
         _expect(path, f"model.{name}", model.get(name, False), (False,))
     _expect(path, "normalizer", document.get("normalizer"), (None,))
@@ -266,9 +293,8 @@ def _field(path: Path, holder: dict[str, Any], name: str, kind: type, *, within:
 
 
 def _expect(path: Path, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if not any(
-        (value == choice and type(value) is type(choice)) or value is choice for choice in allowed
-    ):
+    # Types count: 0.0 may stand for no dropout, but False for None is somebody's mistake.
+    if (type(value), value) not in [(type(choice), choice) for choice in allowed]:
         raise FileFormatError(
             f"{path}: {name} is {value!r:.200}; GPT-2's tokenizer has "
             f"{' or '.join(map(repr, allowed))} there, and nothing else can be honoured"
@@ -322,7 +348,7 @@ def _contents(
     config = {"added_tokens_decoder": {str(id_): entry for id_, entry in added.items()}, **settings}
     vocab = dict(sorted(tables.vocab.items(), key=lambda entry: entry[1]))
     beyond = {
-        entry["content"]: id_ for id_, entry in added.items() if entry["content"] not in vocab
+        token: id_ for id_, entry in added.items() if (token := entry["content"]) not in vocab
     }
     document = {
         "version": "1.0",

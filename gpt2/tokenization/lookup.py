@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 from gpt2.errors import ArgumentError, ArgumentTypeError, TokenIdError, did_you_mean
@@ -101,9 +102,9 @@ class TokenLookup:
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
 
     @overload
-    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: list[str] | tuple[str, ...]) -> list[int]: ...
 
-    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int]:
+    def convert_tokens_to_ids(self, tokens: str | list[str] | tuple[str, ...]) -> int | list[int]:
         """The id of a token, or of each of several; unk_token's for one that is not known.
 
         >>> tokenizer.convert_tokens_to_ids(["Hello", "Ġworld"])
@@ -239,11 +240,8 @@ class TokenLookup:
         result = []
         for token in tokens:
             before = known.get(token.content)
-            plain = token == AddedToken(
-                token.content, normalized=not token.special, special=token.special
-            )
-            if before is not None and plain and (before.special or not token.special):
-                token = before
+            if before is not None and token == as_added_token(token.content, special=token.special):
+                token = replace(before, special=before.special or token.special)
             result.append(token)
         return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from gpt2.tokenization import batching, files
 from gpt2.tokenization.batching import NO_LIMIT, BatchEncoding
 from gpt2.tokenization.byte_alphabet import to_bytes
 from gpt2.tokenization.lookup import TokenLookup
+from gpt2.tokenization.settings import complaint_about
 from gpt2.tokenization.vocabulary import Tables, Vocabulary
 from gpt2.tokenization.words import TextEncoder
 
@@ -108,7 +108,7 @@ class GPT2Tokenizer(TokenLookup):
             "truncation_side": truncation_side,
         }
         for name, value in settings.items():
-            if complaint := _complaint(name, value):
+            if complaint := complaint_about(name, value):
                 raise ArgumentError(complaint)
         roles = {
             "bos_token": bos_token,
@@ -120,7 +120,7 @@ class GPT2Tokenizer(TokenLookup):
             "mask_token": mask_token,
         }
         if _tables is None:
-            _tables, implied = _given_tables(vocab_file, merges_file, tokenizer_file)
+            _tables, implied = files.read_arguments(vocab_file, merges_file, tokenizer_file)
             add_prefix_space |= implied.pop("add_prefix_space", False)
             add_bos_token |= implied.pop("add_bos_token", False)
             add_eos_token |= implied.pop("add_eos_token", False)
@@ -145,9 +145,6 @@ class GPT2Tokenizer(TokenLookup):
         self.add_special_tokens(
             {**given, "additional_special_tokens": list(additional_special_tokens or ())}
         )
-        for role in ("bos_token", "eos_token"):
-            if getattr(self, f"add_{role}") and self._roles[role] is None:
-                raise ArgumentError(f"add_{role}=True needs a {role}, which is None")
 
     # ------------------------------------------------------------------------------ files
 
@@ -183,7 +180,7 @@ class GPT2Tokenizer(TokenLookup):
         known = _argument_names() - {"vocab_file", "merges_file", "tokenizer_file", "name_or_path"}
         for name in overrides:
             if name not in known:
-                own = set(cls.from_pretrained.__kwdefaults__)
+                own = _keywords_of(cls.from_pretrained)
                 raise unknown_argument("GPT2Tokenizer.from_pretrained", name, known | own)
         from gpt2.storage.hub import open_repository
 
@@ -198,7 +195,7 @@ class GPT2Tokenizer(TokenLookup):
         )
         tables, settings = files.read_repository(repository)
         for name, value in settings.items():
-            if name not in overrides and (complaint := _complaint(name, value)):
+            if name not in overrides and (complaint := complaint_about(name, value)):
                 raise FileFormatError(f"{repository.name}: tokenizer_config.json: {complaint}")
         chosen = {name: value for name, value in settings.items() if name in known} | overrides
         tokenizer = cls(_tables=tables, name_or_path=repository.name, **chosen)
@@ -283,20 +280,15 @@ class GPT2Tokenizer(TokenLookup):
                 rows of different lengths for a tensor.
         """
         for name in unknown:
-            raise unknown_argument(
-                "GPT2Tokenizer()", name, set(GPT2Tokenizer.__call__.__kwdefaults__)
-            )
-        single = isinstance(text, str)
+            raise unknown_argument("GPT2Tokenizer()", name, _keywords_of(GPT2Tokenizer.__call__))
+        texts = [text] if isinstance(text, str) else _texts(text)
         truncate_to, pad_to = batching.length_limit(
             padding, truncation, max_length, self.model_max_length
         )
         side = batching.check_side(
             "padding_side", self.padding_side if padding_side is None else padding_side
         )
-        rows = [
-            self._row(one, add_special_tokens, truncate_to)
-            for one in ([text] if single else _texts(text))
-        ]
+        rows = [self._row(one, add_special_tokens, truncate_to) for one in texts]
         ids, mask = batching.pad_rows(
             rows, pad_to=pad_to, multiple_of=pad_to_multiple_of, filler=self._filler, side=side
         )
@@ -310,9 +302,9 @@ class GPT2Tokenizer(TokenLookup):
                     for name, column in columns.items()
                 }
             )
-        return BatchEncoding(
-            {name: column[0] if single else column for name, column in columns.items()}
-        )
+        if isinstance(text, str):
+            return BatchEncoding({name: column[0] for name, column in columns.items()})
+        return BatchEncoding(columns)
 
     def encode(self, text: str, **arguments: Any) -> Any:
         """The ids of one text: ``tokenizer(text, **arguments)["input_ids"]``.
@@ -325,7 +317,8 @@ class GPT2Tokenizer(TokenLookup):
         """
         if not isinstance(text, str):
             raise ArgumentTypeError(
-                f"encode takes one text, not {type(text).__name__}; call tokenizer(texts) for several"
+                f"encode takes one text, not {type(text).__name__}; for several there is "
+                "tokenizer(texts)"
             )
         if not arguments:
             return self._row(text, True, None)
@@ -343,8 +336,8 @@ class GPT2Tokenizer(TokenLookup):
 
     def _row(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
         ids = self._ids(text)
-        before = [self.bos_token_id] if add_special_tokens and self.add_bos_token else []
-        after = [self.eos_token_id] if add_special_tokens and self.add_eos_token else []
+        before = self._ids_around("bos_token") if add_special_tokens else []
+        after = self._ids_around("eos_token") if add_special_tokens else []
         if limit is not None:
             room = limit - len(before) - len(after)
             if room < 0:
@@ -354,6 +347,15 @@ class GPT2Tokenizer(TokenLookup):
             side = batching.check_side("truncation_side", self.truncation_side)
             ids = ids[:room] if side == "right" else ids[max(len(ids) - room, 0) :]
         return [*before, *ids, *after] if before or after else ids
+
+    def _ids_around(self, role: str) -> list[int]:
+        """The id that is put before or behind every text, in a list; an empty one if none is."""
+        if not getattr(self, f"add_{role}"):
+            return []
+        id_ = getattr(self, f"{role}_id")
+        if id_ is None:
+            raise ArgumentError(f"add_{role} is set, but the tokenizer has no {role}")
+        return [id_]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -367,8 +369,10 @@ class GPT2Tokenizer(TokenLookup):
         return self._without_unknown(ids) if self._lacks_bytes else ids
 
     def _without_unknown(self, ids: list[int]) -> list[int]:
+        if min(ids, default=0) >= 0:
+            return ids
         unknown = self.unk_token_id
-        if unknown is None and min(ids, default=0) < 0:
+        if unknown is None:
             raise ArgumentError(
                 f"the vocabulary has no token for the byte 0x{-1 - min(ids):02x} of the text, and "
                 "there is no unk_token to stand in for it"
@@ -463,57 +467,14 @@ def _texts(texts: Any) -> list[str]:
     return list(texts)
 
 
-def _given_tables(
-    vocab_file: Any, merges_file: Any, tokenizer_file: Any
-) -> tuple[Tables, dict[str, Any]]:
-    """The tables of the constructor's arguments, and the settings that come with them."""
-    if tokenizer_file is not None:
-        if vocab_file is not None or merges_file is not None:
-            raise ArgumentError("give tokenizer_file, or vocab_file and merges_file, not both")
-        return files.read_tokenizer_json(Path(tokenizer_file))
-    if vocab_file is None or merges_file is None:
-        raise ArgumentTypeError(
-            "GPT2Tokenizer needs vocab_file and merges_file, or tokenizer_file; to load one by "
-            "name, GPT2Tokenizer.from_pretrained(name)"
-        )
-    if isinstance(vocab_file, str | os.PathLike) and isinstance(merges_file, str | os.PathLike):
-        return files.read_vocab_and_merges(Path(vocab_file), Path(merges_file)), {}
-    if not isinstance(vocab_file, Mapping) or isinstance(merges_file, str | os.PathLike):
-        raise ArgumentTypeError("vocab_file and merges_file must both be paths, or both contents")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges_file]
-    return Tables(dict(vocab_file), merges), {}
-
-
-def _complaint(name: str, value: Any) -> str | None:
-    """What is wrong with a setting, None if nothing is; one that is not known is not judged."""
-    if name.startswith("add_") or name == "clean_up_tokenization_spaces":
-        if not isinstance(value, bool):
-            return f"{name} must be True or False, not {value!r:.200}"
-    elif name in ("padding_side", "truncation_side"):
-        if value not in ("left", "right"):
-            return f'{name} must be "left" or "right", not {value!r:.200}'
-    elif name == "surrogates":
-        if value not in ("strict", "replace"):
-            return f'surrogates must be "strict" or "replace", not {value!r:.200}'
-    elif name == "errors":
-        try:
-            codecs.lookup_error(value)
-        except (LookupError, TypeError):
-            return (
-                f'errors must be a way of bytes.decode to treat errors ("replace", "strict", '
-                f'"ignore" …), not {value!r:.200}'
-            )
-    elif name == "model_max_length" and not (
-        value is None or (isinstance(value, int | float) and value >= 1 and value == int(value))
-    ):
-        return f"model_max_length must be an integer from 1 up, or None, not {value!r:.200}"
-    return None
-
-
 def _argument_names() -> set[str]:
     code = GPT2Tokenizer.__init__.__code__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    return {name for name in names if name != "self" and not name.startswith("_")}
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    return {name for name in names if not name.startswith("_")}
+
+
+def _keywords_of(function: Any) -> set[str]:
+    return set(function.__kwdefaults__)
 
 
 def _clean_up(text: str) -> str:

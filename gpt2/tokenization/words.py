@@ -1,4 +1,4 @@
-"""Text -> ids, for text without added tokens: split into words, look each up, merge the new ones."""
+"""Text without added tokens -> ids: split into words, look each up, merge those that are new."""
 
 from __future__ import annotations
 
