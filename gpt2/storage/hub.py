@@ -204,6 +204,8 @@ class _HubRepository(Repository):
 
         hub = _hub_errors()
         entry = str(self._subfolder / filename)
+        if self._commit and not self._force_download and self._known_absent(entry):
+            return None  # a commit never changes, so the hub need not be asked again
         try:
             path = Path(
                 hf_hub_download(
