@@ -17,7 +17,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from gpt2.errors import ArgumentError, ConfigError, did_you_mean, unknown_argument
+from gpt2.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ConfigError,
+    did_you_mean,
+    unknown_argument,
+)
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
@@ -149,6 +155,13 @@ class GPT2Config:
     model_type: ClassVar[str] = "gpt2"
 
     def __post_init__(self) -> None:
+        for name in ("id2label", "label2id", "pruned_heads", "extra"):
+            _check_table(name, getattr(self, name))
+        self.id2label = _default_labels(2) if self.id2label is None else self.id2label
+        self.pruned_heads = self.pruned_heads or {}
+        self.extra = self.extra or {}
+        if self.torch_dtype is not None:  # torch.float16 itself may be given; its name is kept
+            self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
         labels = {_whole(k, "id2label"): v for k, v in self.id2label.items()}
         object.__setattr__(self, "id2label", labels)
         if self.label2id is None:
@@ -315,8 +328,10 @@ class GPT2Config:
 
         Keys of ``config_dict`` that are no fields go to ``extra``; an unknown
         override raises ArgumentTypeError. Raises ConfigError where
-        ``model_type`` names another architecture.
+        ``model_type`` names another architecture, or a value is impossible.
         """
+        if not isinstance(config_dict, dict):
+            raise ArgumentTypeError(f"config_dict must be a dict, not {type(config_dict).__name__}")
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ConfigError(
@@ -329,17 +344,17 @@ class GPT2Config:
             target = _ALIASES.get(key, key)
             if key == "model_type":
                 continue
-            if target in known and target not in values:
+            if target in known:
+                if values.get(target, value) != value:
+                    raise ConfigError(
+                        f"{key} is {value!r}, but its other name in the same config says "
+                        f"{values[target]!r}; keep one of them"
+                    )
                 values[target] = copy.deepcopy(value)
-            elif key == "num_labels" and "id2label" not in config_dict:
+            elif key == "num_labels":
                 values["num_labels"] = value
-            elif target not in known:
+            else:
                 extra[key] = copy.deepcopy(value)
-        for key in ("id2label", "pruned_heads", "label2id"):
-            _check_table(key, values.get(key))
-        for key in ("id2label", "pruned_heads"):  # null in a file means the default
-            if values.get(key, ()) is None:
-                del values[key]
         return cls(**values, extra=extra).replaced(**overrides)
 
     def replaced(self, **changes: Any) -> Self:
@@ -352,6 +367,8 @@ class GPT2Config:
         for name in changes:
             if name not in known:
                 raise unknown_argument("GPT2Config", name, known)
+            if name in _ALIASES and _ALIASES[name] in changes:
+                raise ArgumentError(f"both {name!r} and its alias {_ALIASES[name]!r} were given")
         if "id2label" in changes and "label2id" not in changes:
             changes = {**changes, "label2id": None}
         for name, value in changes.items():
@@ -434,7 +451,7 @@ def _check_table(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be an object, not {value!r}")
     if name == "pruned_heads" and value is not None:
         for layer, heads in value.items():
-            if not isinstance(heads, list) or not all(type(h) is int for h in heads):
+            if not isinstance(heads, list | set) or not all(type(h) is int for h in heads):
                 raise ConfigError(f"pruned_heads[{layer}] must be a list of heads, not {heads!r}")
 
 

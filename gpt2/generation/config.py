@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gpt2.config import GPT2Config
-from gpt2.errors import ArgumentError, unknown_argument
+from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
@@ -41,13 +42,33 @@ _WITHOUT_EFFECT: dict[str, Any] = {
 }  # fmt: skip
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p")
 
+_G = TypeVar("_G", bound="type[GenerationConfig]")
 
+
+def _refuse_unknown_settings(cls: _G) -> _G:
+    """Let ``__init__`` name an unknown setting's neighbour, and take what has no effect."""
+    plain_init: Callable[..., None] = cls.__init__
+
+    @functools.wraps(plain_init)
+    def init(self: GenerationConfig, *args: Any, **settings: Any) -> None:
+        for name in list(settings):
+            if name in _WITHOUT_EFFECT:
+                _refuse_effect(name, settings.pop(name))
+            elif name not in cls.__dataclass_fields__:
+                raise _unknown_setting("GenerationConfig", name)
+        plain_init(self, *args, **settings)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+@_refuse_unknown_settings
 @dataclass
 class GenerationConfig:
     """Settings of ``generate``, with the documented names and defaults.
 
-    Raises ArgumentTypeError for an unknown setting (``from_dict``) and
-    ArgumentError for values that are impossible or contradict each other.
+    Raises ArgumentTypeError for an unknown setting, and ArgumentError for
+    values that are impossible or contradict each other.
     """
 
     #: prompt and new tokens together; None with max_new_tokens None: 20 new tokens
@@ -69,6 +90,16 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         self.validate()
+
+    if not TYPE_CHECKING:  # type checkers know the fields; a misspelt name must not pass silently
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in _WITHOUT_EFFECT:
+                _refuse_effect(name, value)
+            elif name not in self.__dataclass_fields__:
+                raise _unknown_setting("GenerationConfig", name)
+            else:
+                object.__setattr__(self, name, value)
 
     def validate(self) -> None:
         """Raise ArgumentError for the first setting that cannot be."""
@@ -137,7 +168,7 @@ class GenerationConfig:
             elif name in _WITHOUT_EFFECT:
                 _refuse_effect(name, value)
             else:
-                raise unknown_argument("generate", name, known | set(_WITHOUT_EFFECT))
+                raise _unknown_setting("generate", name)
         if "max_new_tokens" in changes and "max_length" not in changes:
             changed.max_length = None
         elif "max_length" in changes and "max_new_tokens" not in changes:
@@ -188,14 +219,14 @@ class GenerationConfig:
         kept = {name: config.extra[name] for name in legacy if name in config.extra}
         if kept.get("max_length") == DEFAULT_NEW_TOKENS:
             del kept["max_length"]  # old files spell the default out
-        return cls.from_dict(
-            {
-                "bos_token_id": config.bos_token_id,
-                "eos_token_id": config.eos_token_id,
-                "pad_token_id": config.pad_token_id,
-                **kept,
-            }
-        )
+        eos = config.eos_token_id
+        eos = [i for i in eos if i >= 0] if isinstance(eos, list) else _unless_negative(eos)
+        tokens = {
+            "bos_token_id": _unless_negative(config.bos_token_id),
+            "eos_token_id": eos,
+            "pad_token_id": _unless_negative(config.pad_token_id),
+        }
+        return cls.from_dict({**tokens, **kept})
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -226,6 +257,11 @@ class GenerationConfig:
         write_json(stage / GENERATION_CONFIG_NAME, self.to_dict(), sort_keys=True)
 
 
+def _unknown_setting(owner: str, name: str) -> ArgumentTypeError:
+    known = {f.name for f in fields(GenerationConfig)} - {"extra"}
+    return unknown_argument(owner, name, known | set(_WITHOUT_EFFECT))
+
+
 def _refuse_effect(name: str, value: Any) -> None:
     if value != _WITHOUT_EFFECT[name] and value is not None:
         raise ArgumentError(
@@ -239,6 +275,11 @@ def _check_int(name: str, value: Any, low: int, *, optional: bool = False) -> No
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ArgumentError(f"{name} must be a whole number of at least {low}, not {value!r}")
+
+
+def _unless_negative(token: int | None) -> int | None:
+    """Some configs write "no such token" as −1."""
+    return None if token is None or token < 0 else token
 
 
 def _is_real(value: Any) -> bool:

@@ -95,6 +95,10 @@ def prepare_prompt(
         raise ArgumentError(f"{name} has shape {tuple(given.shape)}; expected {shape}, not empty")
     rows, width = given.shape[:2]
 
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        raise ArgumentTypeError(
+            f"attention_mask must be a tensor, not {type(attention_mask).__name__}"
+        )
     mask = attention_mask
     pad = config.pad_token_id
     if (
@@ -110,8 +114,14 @@ def prepare_prompt(
             raise ArgumentError(
                 f"attention_mask has shape {tuple(mask.shape)}; expected {(rows, width)}"
             )
+        odd = ((mask != 0) & (mask != 1)).any(-1)
         mask = mask.to(device=given.device, dtype=torch.bool)
-        lengths = mask.sum(-1).tolist()
+        lengths, odd_rows = torch.stack([mask.sum(-1), odd.to(given.device)]).tolist()
+        if any(odd_rows):
+            raise ArgumentError(
+                "attention_mask must hold only 0 (padding) and 1 (real token); row "
+                f"{odd_rows.index(1)} holds something else"
+            )
         if 0 in lengths:
             raise ArgumentError(f"row {lengths.index(0)} of the prompt is all padding")
         length = max(lengths)
@@ -148,13 +158,17 @@ def _generators(
         return None
     if not do_sample:
         raise ArgumentError("seed has no effect without do_sample=True")
-    if isinstance(seed, int) or len(seed) != prompt.rows:
+    if (
+        not isinstance(seed, Sequence)
+        or len(seed) != prompt.rows
+        or not all(isinstance(s, int) for s in seed)
+    ):
         raise ArgumentError(
             f"seed must be one whole number per returned row ({prompt.rows}), not {seed!r}; "
             "for one seed for all use torch.manual_seed"
         )
     device = (prompt.ids if prompt.ids is not None else prompt.embeds).device  # type: ignore[union-attr]
-    return [torch.Generator(device).manual_seed(int(s)) for s in seed]
+    return [torch.Generator(device).manual_seed(s) for s in seed]
 
 
 class Decoder:
@@ -295,7 +309,7 @@ def _decode(
 
     scores = decoder.prefill()
     for step in range(new_tokens):
-        broken = scores.isnan().any()
+        broken = ~scores.amax(-1).isfinite().all()  # NaN, +inf, or a row of −inf
         for process in processors:
             scores = process(torch.cat([history[rows], new[rows, :step]], dim=1), scores)
         if config.do_sample:
@@ -311,8 +325,8 @@ def _decode(
         *ended, bad = torch.cat([finished, broken[None]]).tolist()  # the step's one synchronisation
         if bad:
             raise ArgumentError(
-                f"the model's logits are NaN at new token {step}; the weights or inputs_embeds "
-                "hold NaN or overflow in this dtype"
+                f"the model's logits are NaN or infinite at new token {step}; the weights or "
+                "inputs_embeds hold NaN, or overflow in this dtype"
             )
         if all(ended) or step + 1 == new_tokens:
             new = new[:, : step + 1]

@@ -13,7 +13,7 @@ from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError
 from gpt2.modeling.backends import attend_eager, attention_weights, get_backend
 from gpt2.modeling.cache import KVCache
-from gpt2.modeling.masks import Visibility
+from gpt2.modeling.masks import Visibility, finite_bias
 
 
 class GPT2Attention(nn.Module):
@@ -128,4 +128,6 @@ class GPT2Attention(nn.Module):
 
 def _fit(mask: Tensor | None, q: Tensor) -> Tensor | None:
     """The mask in the dtype that kernels want: bool, or that of the queries."""
-    return mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
+    if mask is None or mask.dtype in (torch.bool, q.dtype):
+        return mask
+    return finite_bias(mask, q.dtype)  # under autocast: float32's lowest is −inf in half precision

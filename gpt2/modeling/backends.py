@@ -108,10 +108,9 @@ BACKENDS: dict[str, Attend] = {"eager": attend_eager, "sdpa": attend_sdpa}
 
 def get_backend(name: str) -> Attend:
     """The backend called ``name``; BackendError with the list of them where there is none."""
-    try:
-        return BACKENDS[name]
-    except KeyError:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise BackendError(
             f"attn_implementation is {name!r}; it may be {', '.join(BACKENDS)}"
-            f"{did_you_mean(name, BACKENDS)}"
-        ) from None
+            f"{did_you_mean(str(name), BACKENDS)}"
+        )
+    return BACKENDS[name]

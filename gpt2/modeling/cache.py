@@ -73,16 +73,25 @@ class KVCache:
     @classmethod
     def from_legacy_cache(cls, layers: Iterable[Sequence[Tensor]]) -> KVCache:
         """From a tuple with (keys, values) per layer, each (B, H, S, Dh); nothing is copied."""
-        pairs = [tuple(pair) for pair in layers]
-        shapes = {tuple(t.shape) if isinstance(t, Tensor) else t for pair in pairs for t in pair}
-        if not pairs or any(len(pair) != 2 for pair in pairs):
+        try:
+            pairs = [tuple(pair) for pair in layers]
+        except TypeError:  # one of them is no sequence
+            pairs = []
+        tensors = [t for pair in pairs for t in pair]
+        if (
+            not pairs
+            or any(len(pair) != 2 for pair in pairs)
+            or not all(isinstance(t, Tensor) for t in tensors)
+        ):
             raise ArgumentTypeError(
-                "past_key_values must be a cache of this library or have (key, value) per layer"
+                "past_key_values must be a cache of this library or have a (key, value) pair of "
+                f"tensors per layer; found a {type(layers).__name__} that is neither"
             )
-        if len({s[2:3] for s in shapes}) != 1 or any(len(s) != 4 for s in shapes):
+        shapes = {tuple(t.shape) for t in tensors}
+        if any(len(s) != 4 for s in shapes) or len({(s[0], s[2]) for s in shapes}) != 1:
             raise ArgumentError(
                 "past_key_values: keys and values of all layers must be (batch, heads, length, "
-                f"head size) with one length; found {sorted(shapes)}"
+                f"head size) with one batch and one length; found {sorted(shapes)}"
             )
         cache = cls(len(pairs))
         cache.length = pairs[0][0].shape[2]
@@ -120,6 +129,12 @@ class KVCache:
         """Put (B, H, T, Dh) into the last T columns; returns all columns, (B, H, S, Dh) each."""
         buffer, start = self._buffers[layer], self.length - keys.shape[2]
         past = None if buffer is None else (buffer.keys, buffer.values)
+        for held, new in zip(past or (), (keys, values), strict=False):
+            if (held.shape[:2], held.shape[3]) != (new.shape[:2], new.shape[3]):
+                raise ArgumentError(
+                    f"past_key_values: layer {layer} holds (batch, heads, length, head size) "
+                    f"{tuple(held.shape)}, the model's new tokens {tuple(new.shape)}"
+                )
         tracked = (keys, *past) if past else (keys,)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tracked):
             if past:

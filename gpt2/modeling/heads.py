@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.config import GPT2Config
-from gpt2.errors import ArgumentError
+from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.modeling.generative import GenerativeModel
-from gpt2.modeling.inputs import IGNORE_INDEX, ValueChecks, require_ids
+from gpt2.modeling.inputs import IGNORE_INDEX, ValueChecks, require_ids, require_one_input
 from gpt2.modeling.losses import causal_lm_loss
 from gpt2.modeling.outputs import CausalLMOutputWithCrossAttentions
+from gpt2.modeling.pretrained import refuse_unknown
 from gpt2.modeling.transformer import GPT2Model, PastKeyValues
 
 
@@ -66,10 +67,11 @@ class GPT2LMHeadModel(GenerativeModel):
         to compute logits for (0: all), or their indices, (K,) for all rows or
         (B, K) for each. The other arguments are GPT2Model.forward's.
         """
+        refuse_unknown(self, unknown)
+        require_one_input(input_ids, inputs_embeds)
         checks = ValueChecks(check_inputs)
         if labels is not None:
-            given = input_ids if input_ids is not None else inputs_embeds
-            shape = None if given is None else given.shape[:2] if input_ids is None else given.shape
+            shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
             require_ids("labels", labels, shape)
             checks.ids_in_range("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
         core = self.transformer(
@@ -87,7 +89,6 @@ class GPT2LMHeadModel(GenerativeModel):
             output_hidden_states,
             True,
             check_inputs=checks,
-            **unknown,
         )
         x = core.last_hidden_state  # (B, T, D)
         loss = None
@@ -96,8 +97,8 @@ class GPT2LMHeadModel(GenerativeModel):
         else:
             full = self.lm_head(x)  # (B, T, V): the loss is over every position
             attended = None
-            if attention_mask is not None and attention_mask.dim() == 2:
-                attended = attention_mask[:, -x.shape[-2] :].to(torch.bool)
+            if attention_mask is not None and attention_mask.dim() == labels.dim():
+                attended = attention_mask[..., -x.shape[-2] :].to(torch.bool)
             loss = causal_lm_loss(
                 full, labels, attended=attended, num_items_in_batch=num_items_in_batch
             )
@@ -120,6 +121,10 @@ def _keep(x: Tensor, which: int | Tensor) -> Tensor:
         if which.dim() == 2:
             return x.gather(-2, which[..., None].expand(-1, -1, x.shape[-1]))
         return x[..., which, :]
+    if not isinstance(which, int):
+        raise ArgumentTypeError(
+            f"logits_to_keep must be a number or a tensor of indices, not {type(which).__name__}"
+        )
     if which < 0:
         raise ArgumentError(f"logits_to_keep must be at least 0, not {which}")
     return x[..., max(0, x.shape[-2] - which) :, :] if which else x

@@ -32,7 +32,7 @@ from gpt2.modeling.masks import (
 
 IGNORE_INDEX = -100  # labels with this value take no part in a loss, as in torch's losses
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_ID_DTYPES = (torch.int64, torch.int32)  # what an embedding can be indexed with
 
 
 class ValueChecks:
@@ -90,12 +90,19 @@ class ValueChecks:
         self.refuse(lambda: outside().any(), error)
 
 
-def require_ids(name: str, value: Tensor, shape: torch.Size | None = None) -> None:
-    """Refuse what is not an integer tensor, or not of ``shape``."""
-    if not isinstance(value, Tensor):
+def require_tensor(name: str, value: Tensor | None) -> None:
+    """Refuse what is given and is not a tensor."""
+    if value is not None and not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name} must be a tensor, not {type(value).__name__}")
-    if value.dtype not in _INTEGERS:
-        raise ArgumentTypeError(f"{name} must hold integers; its dtype is {value.dtype}")
+
+
+def require_ids(name: str, value: Tensor, shape: torch.Size | None = None) -> None:
+    """Refuse what is not a tensor of ids, or not of ``shape``."""
+    require_tensor(name, value)
+    if value.dtype not in _ID_DTYPES:
+        raise ArgumentTypeError(
+            f"{name} must be int64 or int32, not {str(value.dtype).removeprefix('torch.')}"
+        )
     if shape is not None and value.shape != shape:
         raise ArgumentError(f"{name} has shape {tuple(value.shape)}; expected {tuple(shape)}")
 
@@ -172,10 +179,11 @@ def place_tokens(
         given = attention_mask
         checks.refuse(
             lambda: ((given != 0) & (given != 1)).any(),
-            lambda: ArgumentError("attention_mask must hold only 0 (padding) and 1 (real token)"),
+            lambda: _not_a_mask("attention_mask", given),
         )
         key_mask = attention_mask.to(torch.bool)
-    elif attention_mask is None and past is not None and past.mask is not None:
+    elif past is not None and past.mask is not None:
+        # Also under a 4-D mask: it says who sees whom, not which columns take a position.
         new = past.mask.new_ones(batch_size, query_length)
         key_mask = torch.cat([past.mask, new], dim=1)
 
@@ -210,6 +218,11 @@ def place_tokens(
     else:
         visibility = Visibility(padded_causal_visibility(key_mask, query_length), causal=False)
     return Placement(position_ids, visibility, key_mask)
+
+
+def _not_a_mask(name: str, mask: Tensor) -> ArgumentError:
+    found = mask[(mask != 0) & (mask != 1)][0].item()
+    return ArgumentError(f"{name} must hold only 0 (padding) and 1 (real token); it has {found}")
 
 
 def _too_long(found: int, n_positions: int) -> SequenceLengthError:
@@ -253,6 +266,7 @@ def encoder_visibility(mask: Tensor | None, batch_size: int, length: int) -> Vis
     """Visibility of an encoder's states (B, length), every query seeing all that are real."""
     if mask is None:
         return Visibility(None, causal=False)
+    require_tensor("encoder_attention_mask", mask)
     if mask.shape != (batch_size, length):
         raise ArgumentError(
             f"encoder_attention_mask has shape {tuple(mask.shape)}; expected {(batch_size, length)}"
@@ -265,6 +279,7 @@ def head_scales(head_mask: Tensor | None, n_layer: int) -> list[Tensor | None]:
     """``head_mask`` (H,) or (L, H) as one (H, 1, 1) factor per layer."""
     if head_mask is None:
         return [None] * n_layer
+    require_tensor("head_mask", head_mask)
     if head_mask.dim() == 1:
         head_mask = head_mask.expand(n_layer, -1)
     if head_mask.dim() != 2 or head_mask.shape[0] != n_layer:

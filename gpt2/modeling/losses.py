@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gpt2.errors import ArgumentError
 from gpt2.modeling.inputs import IGNORE_INDEX
 
 # float32 numbers that a chunk of the logits may have: 32 MB, small beside any real logits
@@ -64,16 +65,16 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def next_token_targets(labels: Tensor, attended: Tensor | None = None) -> Tensor:
-    """What each position has to predict: ``labels`` (B, T) moved one to the left, (B, T).
+    """What each position has to predict: ``labels`` (…, T) moved one to the left, (…, T).
 
     −100 (left out of the loss) at the last position, where the label is −100,
-    and where ``attended`` (B, T) bool hides the source or the target.
+    and where ``attended`` (…, T) bool hides the source or the target.
     """
     targets = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
-    targets[:, :-1] = labels[:, 1:]
+    targets[..., :-1] = labels[..., 1:]
     if attended is not None:
-        both = attended[:, :-1] & attended[:, 1:]
-        targets[:, :-1] = targets[:, :-1].masked_fill(~both, IGNORE_INDEX)
+        both = attended[..., :-1] & attended[..., 1:]
+        targets[..., :-1] = targets[..., :-1].masked_fill(~both, IGNORE_INDEX)
     return targets
 
 
@@ -89,12 +90,15 @@ def causal_lm_loss(
     ``logits`` (B, T, V), ``labels`` (B, T) not shifted, ``attended`` (B, T)
     bool. The mean is over the terms that count, or the sum divided by
     ``num_items_in_batch``, so that micro-batches add up to one batch. A batch
-    in which no term counts has loss 0 and zero gradients.
+    in which no term counts has loss 0 and zero gradients. Raises ArgumentError
+    for a negative ``num_items_in_batch``.
     """
     targets = next_token_targets(labels, attended)
     total = summed_cross_entropy(logits.flatten(0, -2), targets.flatten())
     if num_items_in_batch is None:
         return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
     if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+        return total / num_items_in_batch.to(total.device).clamp(min=1)
+    if num_items_in_batch < 0:
+        raise ArgumentError(f"num_items_in_batch must be at least 0, not {num_items_in_batch}")
+    return total / max(1, num_items_in_batch)

@@ -175,6 +175,10 @@ class GPT2PreTrainedModel(nn.Module):
         repository = open_repository(
             pretrained_model_name_or_path, revision=revision, subfolder=subfolder, **where
         )
+        if state_dict is not None and not isinstance(state_dict, Mapping):
+            raise ArgumentTypeError(
+                f"state_dict must map names to tensors, not be a {type(state_dict).__name__}"
+            )
         config = cls._loaded_config(config, repository, where, overrides)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
@@ -303,7 +307,8 @@ def refuse_unknown(module: nn.Module, unknown: Mapping[str, Any]) -> None:
 
 
 def _chosen_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | str | None:
-    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+    both = dtype is not None and torch_dtype is not None
+    if both and _chosen_dtype(dtype, None) != _chosen_dtype(torch_dtype, None):
         raise ArgumentError(
             f"dtype={dtype!r} and torch_dtype={torch_dtype!r} contradict each other"
         )
@@ -336,11 +341,14 @@ def _chosen_device(device: Any, device_map: Any) -> torch.device:
     if chosen == "auto":
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
-        return torch.device(chosen)
-    except (RuntimeError, TypeError):
+        found: torch.device = torch.device(chosen)
+        torch.empty(0, device=found)  # fails here, before the files are read, if it is not there
+    except (RuntimeError, TypeError, AssertionError):
         raise ArgumentError(
-            f"device is {chosen!r}; give one device such as 'cpu', 'cuda:0' or 'mps', or 'auto'"
+            f"device is {chosen!r}, which this machine or this torch does not have; give one "
+            "device such as 'cpu', 'cuda:0' or 'mps', or 'auto'"
         ) from None
+    return found
 
 
 def _log(cls: type, name: str, report: LoadReport) -> None:
@@ -370,8 +378,10 @@ def _supply_tied(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_r
         if head is None and table is not None:
             state_dict[prefix + name] = table
         elif head is not None and table is not None and head is not table:
-            same = head.shape == table.shape and (head.is_meta or torch.equal(head, table))
-            if not same:
+            alike = head.shape == table.shape and head.dtype == table.dtype
+            if not alike or not (
+                head.is_meta or torch.allclose(head, table, rtol=0, atol=0, equal_nan=True)
+            ):
                 raise StateDictError(
                     f"{prefix + name} and {prefix + source} differ, but config.tie_word_embeddings "
                     "makes them one; drop one of them, or set tie_word_embeddings=False"

@@ -22,6 +22,7 @@ from gpt2.modeling.inputs import (
     place_tokens,
     require_ids,
     require_one_input,
+    require_tensor,
 )
 from gpt2.modeling.masks import Visibility
 from gpt2.modeling.mlp import GPT2MLP
@@ -130,6 +131,7 @@ class GPT2Model(GPT2PreTrainedModel):
         """
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
+        require_tensor("attention_mask", attention_mask)
         shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
         past = None if past_key_values is None else as_cache(past_key_values, self.config.n_layer)
         checks = (
@@ -170,7 +172,9 @@ class GPT2Model(GPT2PreTrainedModel):
             x = x + self.wte(token_type_ids).view_as(x)
         x = self.drop(x)
 
-        encoder = self._encoder_visibility(encoder_hidden_states, encoder_attention_mask)
+        encoder = self._encoder_visibility(
+            encoder_hidden_states, encoder_attention_mask, batch_size
+        )
         keep_cache = _choose(use_cache, self.config.use_cache and not self.training)
         cache = None
         if keep_cache or past is not None:
@@ -207,7 +211,9 @@ class GPT2Model(GPT2PreTrainedModel):
         )
         return output if _choose(return_dict, self.config.return_dict) else output.to_tuple()
 
-    def _encoder_visibility(self, states: Tensor | None, mask: Tensor | None) -> Visibility | None:
+    def _encoder_visibility(
+        self, states: Tensor | None, mask: Tensor | None, batch_size: int
+    ) -> Visibility | None:
         if states is None:
             if mask is not None:
                 raise ArgumentError(
@@ -219,12 +225,14 @@ class GPT2Model(GPT2PreTrainedModel):
                 "encoder_hidden_states was given, but the model has no cross-attention; "
                 "build it with add_cross_attention=True"
             )
-        if states.dim() != 3 or states.shape[-1] != self.config.n_embd:
+        require_tensor("encoder_hidden_states", states)
+        width = self.config.n_embd
+        if states.dim() != 3 or states.shape[0] != batch_size or states.shape[2] != width:
             raise ArgumentError(
-                f"encoder_hidden_states has shape {tuple(states.shape)}; expected (batch, length, "
-                f"{self.config.n_embd})"
+                f"encoder_hidden_states has shape {tuple(states.shape)}; "
+                f"expected ({batch_size}, length, {width})"
             )
-        return encoder_visibility(mask, states.shape[0], states.shape[1])
+        return encoder_visibility(mask, batch_size, states.shape[1])
 
 
 def _choose(argument: bool | None, default: bool) -> bool:
