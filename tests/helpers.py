@@ -92,3 +92,8 @@ def _difference(actual: Tensor, expected: Tensor) -> Tensor:
     """|actual - expected|; 0 where both are the same infinity or NaN, inf where only one is."""
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     return (actual - expected).abs().nan_to_num(nan=torch.inf).masked_fill(same, 0.0)
+
+
+def at_attended(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows (N, ...) of ``x`` (B, T, ...) at which ``mask`` (B, T) is 1; all of them without."""
+    return x.flatten(0, 1) if mask is None else x[mask.bool()]
