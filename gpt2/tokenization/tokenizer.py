@@ -204,6 +204,59 @@ class GPT2Tokenizer(TokenLookup):
         }
         return tokenizer
 
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        min_frequency: int = 2,
+        special_tokens: Iterable[str] = (_END,),
+        add_prefix_space: bool = False,
+        show_progress: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """A tokenizer whose vocabulary is learnt from texts.
+
+        Vocabulary, ids and merges are those of the tokenizers library's byte-level BPE trainer on
+        the same texts (of equally frequent pairs, the one with the lower ids is merged first):
+        the special tokens, then the 256 bytes, then one token per merge.
+
+        Args:
+            texts: the corpus; each text is cut into words on its own, and read once.
+            vocab_size: stop at this many tokens; fewer where the texts have no more to merge.
+            min_frequency: merge no pair that is rarer.
+            special_tokens: in the order of their ids. ``<|endoftext|>``, if among them, is the
+                BOS, EOS and unknown token; else there is none unless ``settings`` name it.
+            add_prefix_space: begin every text with a space, in training and afterwards.
+            show_progress: tell on stderr how far it is, where it takes more than a few seconds.
+            settings: further arguments of the constructor.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: an argument that cannot be used.
+        """
+        from gpt2.tokenization import training
+
+        known = _argument_names() - {"vocab_file", "merges_file", "tokenizer_file"}
+        for name in settings:
+            if name not in known:
+                own = _keywords_of(cls.train)
+                raise unknown_argument("GPT2Tokenizer.train", name, known | own)
+        special = list(special_tokens)
+        vocab, merges = training.train(
+            texts,
+            vocab_size,
+            min_frequency=min_frequency,
+            special_tokens=special,
+            add_prefix_space=add_prefix_space,
+            show_progress=show_progress,
+        )
+        end = _END if _END in special else None
+        roles = {"bos_token": end, "eos_token": end, "unk_token": end}
+        others = [token for token in special if token != end]
+        settings = {**roles, "additional_special_tokens": others, **settings}
+        return cls(vocab, merges, add_prefix_space=add_prefix_space, **settings)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[Path, ...]:
         """Write vocab.json, merges.txt, tokenizer.json and their companions; returns the paths.
 
