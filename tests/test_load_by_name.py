@@ -1,0 +1,112 @@
+"""The main job as a user does it: load by name from a hub, generate; then offline.
+
+The hub is one on the loopback interface, and the user a new process, since
+huggingface_hub reads its settings when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
+from tests.helpers import tiny_model
+from tests.hubserver import HubServer
+
+NAME = "openai-community/gpt2"
+PROMPTS = ["one two three", "two"]
+
+USER = f"""
+import json, sys
+from gpt2 import GPT2Error, GPT2LMHeadModel, GPT2Tokenizer
+try:
+    where = json.loads(sys.argv[1])
+    variant = where.pop("variant", None)
+    tokenizer = GPT2Tokenizer.from_pretrained({NAME!r}, **where)
+    model = GPT2LMHeadModel.from_pretrained({NAME!r}, variant=variant, **where)
+except GPT2Error as error:
+    print(json.dumps({{"error": type(error).__name__, "message": str(error)}}))
+else:
+    inputs = tokenizer({PROMPTS!r}, padding=True, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=6)
+    print(json.dumps({{"ids": ids.tolist(), "text": tokenizer.batch_decode(ids)}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and its tokenizer, in the form in which a hub serves them."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    words = ["one two three four five six seven eight nine ten"] * 20
+    tokenizer = GPT2Tokenizer.train(words, vocab_size=300, show_progress=False)
+    tiny_model(GPT2LMHeadModel, vocab_size=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def use(environment: dict[str, str], **arguments: object) -> dict[str, object]:
+    """Run the user's program; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", USER, json.dumps(arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_online_then_offline_warm_then_offline_cold(checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = GPT2Tokenizer.from_pretrained(checkpoint)
+    model = GPT2LMHeadModel.from_pretrained(checkpoint)
+    inputs = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=6)
+
+    with HubServer({NAME: checkpoint}) as hub:
+        online = use(hub.environment(tmp_path / "home"))
+        asked = len(hub.requests)
+        offline = hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1")
+        warm = use(offline)
+        local_only = use(hub.environment(tmp_path / "home"), local_files_only=True)
+        assert len(hub.requests) == asked, "an offline run asked the hub"
+        cold = use(hub.environment(tmp_path / "other", HF_HUB_OFFLINE="1"))
+
+    assert online["ids"] == expected.tolist()
+    assert online["text"] == tokenizer.batch_decode(expected)
+    assert warm == online
+    assert local_only == online
+    assert cold["error"] == "HubError"
+    assert NAME in str(cold["message"])
+    assert "offline" in str(cold["message"])
+
+
+def test_revision_subfolder_and_variant_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    tokenizer = GPT2Tokenizer.from_pretrained(checkpoint)
+    vocab_size = len(tokenizer)
+    for directory, seed in ((first, 1), (second, 2)):
+        model = tiny_model(GPT2LMHeadModel, seed=seed, vocab_size=vocab_size)
+        model.save_pretrained(directory / "inner", variant="fp16")
+        tokenizer.save_pretrained(directory / "inner")
+    with HubServer({NAME: first}) as hub:
+        commit = hub.commit_of(NAME, "main")
+        hub.push(NAME, second)
+        environment = hub.environment(tmp_path / "home")
+        old = use(environment, revision=commit, subfolder="inner", variant="fp16")
+        new = use(environment, subfolder="inner", variant="fp16")
+        absent = use(environment, subfolder="inner")
+
+    inputs = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    for result, directory in ((old, first), (new, second)):
+        model = GPT2LMHeadModel.from_pretrained(directory, subfolder="inner", variant="fp16")
+        assert result["ids"] == model.generate(**inputs, max_new_tokens=6).tolist()
+    assert not torch.equal(torch.tensor(old["ids"]), torch.tensor(new["ids"]))
+    assert "model.safetensors" in str(absent["message"])
