@@ -19,6 +19,7 @@ import gpt2
 from tests.helpers import randomise, tiny_config
 
 transformers = pytest.importorskip("transformers")
+transformers.logging.set_verbosity_error()  # its advice would drown the tests' own messages
 
 BACKENDS = ("eager", "sdpa")
 
