@@ -1,0 +1,334 @@
+"""The key/value cache: equal to no cache, cheap to grow, safe to use twice."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gpt2 import GPT2LMHeadModel, GPT2Model
+from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.modeling.cache import KVCache
+from tests.helpers import assert_close, tiny_model
+
+IDS = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def filled(length: int = 5, capacity: int = 0, layers: int = 2) -> KVCache:
+    """A cache of random columns, one written at a time."""
+    cache = KVCache(layers, capacity=capacity)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(length):
+        cache = cache.extended(1, None)
+        for layer in range(layers):
+            new = torch.randn(2, 2, 2, 1, 3, generator=generator)
+            cache.update(layer, new[0], new[1])
+    return cache
+
+
+def run_in_chunks(model: GPT2Model, ids: Tensor, chunks: Sequence[int]) -> Tensor:
+    past, outputs = None, []
+    for chunk in ids.split(list(chunks), dim=1):
+        out = model(chunk, past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        outputs.append(out.last_hidden_state)
+    return torch.cat(outputs, dim=1)
+
+
+# -- equal to no cache --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize(
+    "chunks", [[12], [5, 7], [1, 4, 4, 3], [11, 1], [1] * 12], ids=lambda c: f"{len(c)} chunks"
+)
+def test_chunks_equal_one_shot(backend: str, grad: bool, chunks: list[int]) -> None:
+    model = tiny_model(GPT2Model, attn_implementation=backend, scale_attn_by_inverse_layer_idx=True)
+    with torch.set_grad_enabled(grad):
+        whole = model(IDS, use_cache=False)
+        assert whole.past_key_values is None
+        assert_close(run_in_chunks(model, IDS, chunks), whole.last_hidden_state)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("legacy", [True, False], ids=["tuples", "handle"])
+def test_an_old_cache_used_twice_gives_the_same(grad: bool, legacy: bool) -> None:
+    model = tiny_model(GPT2Model)
+    with torch.set_grad_enabled(grad):
+        past = model(IDS[:, :8]).past_key_values
+        if legacy:
+            past = past.to_legacy_cache()
+        first = model(IDS[:, 8:], past_key_values=past)
+        kept = first.last_hidden_state.clone()
+        columns = [(k.clone(), v.clone()) for k, v in first.past_key_values]
+        other = model(IDS[:, :4], past_key_values=past)  # written where `first` has its columns
+        again = model(IDS[:, 8:], past_key_values=past)
+        assert_close(again.last_hidden_state, kept)
+        assert not torch.equal(other.last_hidden_state, kept)
+        # and the first result is still right, also to go on from
+        for (k, v), (k0, v0) in zip(first.past_key_values, columns, strict=True):
+            assert torch.equal(k, k0)
+            assert torch.equal(v, v0)
+        on = model(IDS[:, :2], past_key_values=first.past_key_values).last_hidden_state
+        whole = model(torch.cat([IDS, IDS[:, :2]], 1)).last_hidden_state
+        assert_close(on, whole[:, -2:])
+
+
+def test_the_callers_tuples_are_never_written_to() -> None:
+    model = tiny_model(GPT2Model)
+    with torch.no_grad():
+        past = tuple((k.clone(), v.clone()) for k, v in model(IDS[:, :8]).past_key_values)
+        before = copy.deepcopy(past)
+        model(IDS[:, 8:], past_key_values=past)
+    for (k, v), (k0, v0) in zip(past, before, strict=True):
+        assert torch.equal(k, k0)
+        assert torch.equal(v, v0)
+
+
+@pytest.mark.parametrize("form", [tuple, list, iter])
+def test_legacy_pairs_are_accepted_in_any_sequence(form: type) -> None:
+    model = tiny_model(GPT2Model)
+    with torch.no_grad():
+        whole = model(IDS).last_hidden_state
+        past = model(IDS[:, :8]).past_key_values
+        given = form([list(pair) for pair in past])
+        out = model(IDS[:, 8:], past_key_values=given)
+    assert_close(out.last_hidden_state, whole[:, 8:])
+
+
+def test_an_empty_cache_is_a_start() -> None:
+    model = tiny_model(GPT2Model)
+    with torch.no_grad():
+        out = model(IDS, past_key_values=KVCache(2, capacity=20))
+    assert_close(out.last_hidden_state, model(IDS).last_hidden_state)
+    assert out.past_key_values.length == 12
+
+
+# -- reads like the documented tuple ------------------------------------------------------------
+
+
+def test_reads_like_a_tuple_of_pairs() -> None:
+    cache = filled(5)
+    assert len(cache) == 2
+    assert cache.get_seq_length() == cache.length == 5
+    assert cache.batch_size == 2
+    pairs = cache.to_legacy_cache()
+    assert isinstance(pairs, tuple)
+    assert len(pairs) == 2
+    for layer, (keys, values) in enumerate(cache):
+        assert keys.shape == values.shape == (2, 2, 5, 3)
+        assert torch.equal(keys, cache[layer][0])
+        assert torch.equal(values, cache[layer][1])
+        assert torch.equal(keys, pairs[layer][0])
+        assert not torch.equal(keys, values)
+    assert torch.equal(cache[-1][0], cache[1][0])
+    assert "length=5" in repr(cache)
+    back = KVCache.from_legacy_cache(pairs)
+    assert back.length == 5
+    assert torch.equal(back[1][1], cache[1][1])
+
+
+def test_an_empty_cache_has_nothing_to_read() -> None:
+    cache = KVCache(3)
+    assert len(cache) == 3
+    assert list(cache) == []
+    assert cache.batch_size is None
+    with pytest.raises(IndexError, match="layer 0 of the cache holds nothing yet"):
+        cache[0]
+
+
+PAIR = (torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 3, 8))
+
+
+@pytest.mark.parametrize(
+    ("past", "kind", "words"),
+    [
+        (7, ArgumentTypeError, "past_key_values must be a cache.*found a int"),
+        (((None, None),) * 2, ArgumentTypeError, "past_key_values must be a cache"),
+        (PAIR, ArgumentError, r"found \[\(4, 3, 8\)\]"),  # one layer, not in a tuple of its own
+        ((), ArgumentTypeError, "past_key_values must be a cache"),
+        ((PAIR,) * 3, ArgumentError, "past_key_values has 3 layers, the model 2"),
+        ((PAIR, (PAIR[0][:, :, :2],) * 2), ArgumentError, r"one length; found .*2, 8.*3, 8"),
+        ((PAIR, (PAIR[0][:1],) * 2), ArgumentError, r"one batch .*found .*\(1, 4.*\(2, 4"),
+        (((PAIR[0][0],) * 2,) * 2, ArgumentError, r"\(4, 3, 8\)"),
+        (((PAIR[0][:1],) * 2,) * 2, ArgumentError, "holds 1 rows, the new input 2"),
+        (((PAIR[0][:, :3],) * 2,) * 2, ArgumentError, r"\(2, 3, 3, 8\).*\(2, 4, 12, 8\)"),
+        (((PAIR[0][..., :5],) * 2,) * 2, ArgumentError, r"\(2, 4, 3, 5\).*\(2, 4, 12, 8\)"),
+    ],
+)
+def test_what_is_no_cache_of_this_model_is_refused(
+    past: object, kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        tiny_model(GPT2Model)(IDS, past_key_values=past)
+
+
+# -- growing ------------------------------------------------------------------------------------
+
+
+def addresses(cache: KVCache) -> list[int]:
+    return [t.data_ptr() for pair in cache for t in pair]
+
+
+def test_with_capacity_nothing_is_ever_reallocated() -> None:
+    model = tiny_model(GPT2Model)
+    with torch.no_grad():
+        past = model(IDS[:, :4], past_key_values=KVCache(2, capacity=12)).past_key_values
+        first = addresses(past)
+        for column in range(4, 12):
+            out = model(IDS[:, column : column + 1], past_key_values=past)
+            past = out.past_key_values
+            assert addresses(past) == first
+    assert_close(out.last_hidden_state, model(IDS).last_hidden_state[:, -1:])
+
+
+def test_without_capacity_room_doubles() -> None:
+    """100 single columns cost a handful of copies, not a hundred."""
+    cache, moves, seen = KVCache(1), 0, -1
+    for column in range(100):
+        cache = cache.extended(1, None)
+        cache.update(0, torch.full((1, 1, 1, 2), float(column)), torch.zeros(1, 1, 1, 2))
+        moves += addresses(cache)[0] != seen
+        seen = addresses(cache)[0]
+    assert moves <= 8  # 1, 4, 10, 22, 46, 94, 190 columns
+    assert torch.equal(cache[0][0][0, 0, :, 0], torch.arange(100.0))
+
+
+def test_generate_allocates_the_cache_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    reallocate = KVCache._reallocate
+
+    def counted(self: KVCache, *args: object) -> object:
+        calls.append(self.length)
+        return reallocate(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(KVCache, "_reallocate", counted)
+    model = tiny_model()
+    model.generate(IDS, max_new_tokens=15, eos_token_id=None)
+    assert calls == [12, 12]  # once per layer, at the prompt
+
+
+def test_gradients_flow_through_a_cache() -> None:
+    """Autograd sees the first chunk through the second one's loss."""
+    model = tiny_model(GPT2Model)
+
+    def gradients(chunks: list[int]) -> dict[str, Tensor]:
+        model.zero_grad()
+        run_in_chunks(model, IDS, chunks)[:, -1].square().sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    whole = gradients([12])
+    for name, gradient in gradients([4, 1, 1, 6]).items():
+        assert_close(gradient, whole[name], what=name)
+
+
+def test_a_prefix_under_no_grad_is_a_constant() -> None:
+    model = tiny_model(GPT2Model)
+    with torch.no_grad():
+        past = model(IDS[:, :8]).past_key_values
+    held = [k.clone() for k, _ in past]
+    model(IDS[:, 8:], past_key_values=past).last_hidden_state.sum().backward()
+    assert model.wte.weight.grad.isfinite().all()
+    assert model.wpe.weight.grad[:8].abs().max() == 0
+    assert model.wpe.weight.grad[8:12].abs().min() > 0
+    assert all(torch.equal(k, before) for (k, _), before in zip(past, held, strict=True))
+
+
+def test_no_cache_in_training_unless_asked() -> None:
+    for cls in (GPT2Model, GPT2LMHeadModel):
+        model = tiny_model(cls).train()
+        assert model(IDS).past_key_values is None
+        assert model(IDS, use_cache=True).past_key_values.length == 12
+        assert model.eval()(IDS).past_key_values.length == 12
+        assert model(IDS, use_cache=False).past_key_values is None
+        assert tiny_model(cls, use_cache=False)(IDS).past_key_values is None
+
+
+def test_a_cache_made_in_inference_mode_can_be_read_outside() -> None:
+    model = tiny_model(GPT2Model)
+    with torch.inference_mode():
+        past = model(IDS[:, :8], past_key_values=KVCache(2, capacity=12)).past_key_values
+    with torch.no_grad():
+        out = model(IDS[:, 8:], past_key_values=past).last_hidden_state
+        assert_close(out, model(IDS).last_hidden_state[:, 8:])
+
+
+# -- reshaping the batch ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rows", [torch.tensor([1]), torch.tensor([1, 0, 1]), torch.tensor([False, True])]
+)
+def test_select_copies_rows(rows: Tensor) -> None:
+    model = tiny_model(GPT2Model)
+    mask = torch.tensor([[1] * 8, [0, 0, 0] + [1] * 5])
+    with torch.no_grad():
+        past = model(IDS[:, :8], attention_mask=mask).past_key_values
+        chosen = past.select(rows)
+        expected = model(IDS[:, 8:], past_key_values=past).last_hidden_state[rows]
+        out = model(IDS[rows, 8:], past_key_values=chosen)
+    assert torch.equal(chosen.mask, mask.bool()[rows])
+    assert_close(out.last_hidden_state, expected)
+
+
+def test_crop_forgets_the_last_columns() -> None:
+    model = tiny_model(GPT2Model)
+    mask = torch.tensor([[1] * 8, [0, 0, 0] + [1] * 5])
+    with torch.no_grad():
+        past = model(IDS[:, :8], attention_mask=mask).past_key_values
+        short = past.crop(6)
+        assert short.length == 6
+        assert torch.equal(short.mask, mask.bool()[:, :6])
+        model(IDS[:, 8:], past_key_values=short)
+        again = model(IDS[:, 6:8], past_key_values=past.crop(6)).last_hidden_state
+        expected = model(IDS[:, :8], attention_mask=mask).last_hidden_state[:, 6:]
+        assert_close(again, expected)
+        assert_close(  # the longer handle has lost nothing
+            model(IDS[:, 8:], past_key_values=past).last_hidden_state,
+            model(IDS, attention_mask=torch.cat([mask, torch.ones(2, 4)], 1)).last_hidden_state[
+                :, 8:
+            ],
+        )
+    for length in (-1, 9):
+        with pytest.raises(ArgumentError, match=f"length must be from 0 to 8, not {length}"):
+            past.crop(length)
+
+
+# -- copies -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda c: pickle.loads(pickle.dumps(c)),
+        lambda c: pytree.tree_unflatten(*reversed(pytree.tree_flatten(c))),
+    ],
+    ids=["deepcopy", "pickle", "pytree"],
+)
+def test_copies_go_on_as_the_original(copied: object) -> None:
+    model = tiny_model(GPT2Model)
+    mask = torch.tensor([[1] * 8, [0, 0, 0] + [1] * 5])
+    with torch.no_grad():
+        past = model(IDS[:, :8], attention_mask=mask).past_key_values
+        twin = copied(past)  # type: ignore[operator]
+        assert isinstance(twin, KVCache)
+        assert torch.equal(twin.mask, past.mask)
+        a = model(IDS[:, 8:], past_key_values=past).last_hidden_state
+        b = model(IDS[:, 8:], past_key_values=twin).last_hidden_state
+    assert torch.equal(a, b)
+
+
+def test_pytree_sees_every_tensor() -> None:
+    cache = filled(5, capacity=9)
+    assert len(pytree.tree_leaves(cache)) == 5  # two layers of two, and the mask that is None
+    doubled = pytree.tree_map_only(Tensor, lambda t: 2 * t, cache)
+    assert doubled.length == 5
+    assert doubled.capacity == 9
+    assert torch.equal(doubled[1][0], 2 * cache[1][0])
