@@ -240,11 +240,12 @@ def _read_settings(path: Path, tables: Tables, special: dict[str, AddedToken]) -
 
 
 def _apply_flags(tables: Tables, special: dict[str, AddedToken]) -> None:
-    """Give special tokens that are spelt out with their flags those flags, where no id has them."""
-    with_flags = {token.content for token in tables.added.values()}
+    """Give special tokens that are spelt out with flags those flags, where no id came with any."""
+    added_ids = {token.content: id_ for id_, token in tables.added.items()}
     for content, token in special.items():
-        if content in tables.vocab and content not in with_flags:
-            tables.added[tables.vocab[content]] = token
+        id_ = added_ids.get(content, tables.vocab.get(content))
+        if id_ is not None and tables.added.get(id_, AddedToken(content)) == AddedToken(content):
+            tables.added[id_] = token
 
 
 def _added_token(path: Path, field: str, entry: Any) -> AddedToken:

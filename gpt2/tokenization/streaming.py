@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from gpt2.errors import ArgumentError
+from gpt2.errors import ArgumentError, unknown_argument
 
 if TYPE_CHECKING:
     from gpt2.tokenization.tokenizer import GPT2Tokenizer
@@ -59,12 +59,19 @@ class TextStreamer:
     Args:
         tokenizer: whose ids they are.
         skip_prompt: do not print the prompt.
-        decode_kwargs: skip_special_tokens; no other argument of `decode` makes sense here.
+        decode_kwargs: skip_special_tokens; no other argument of `decode` can be honoured for a
+            text that is not yet whole.
+
+    Raises:
+        ArgumentTypeError: any other argument.
     """
 
     def __init__(
         self, tokenizer: GPT2Tokenizer, skip_prompt: bool = False, **decode_kwargs: Any
     ) -> None:
+        for name in decode_kwargs:
+            if name != "skip_special_tokens":
+                raise unknown_argument("TextStreamer", name, ("skip_prompt", "skip_special_tokens"))
         self._decoder = StreamDecoder(tokenizer, **decode_kwargs)
         self._skip_prompt = skip_prompt
         self._next_is_prompt = True

@@ -143,7 +143,7 @@ class GPT2Tokenizer(TokenLookup):
         self._other_settings: dict[str, Any] = {}
         given = {role: token for role, token in roles.items() if token is not None}
         self.add_special_tokens(
-            {**given, "additional_special_tokens": list(additional_special_tokens or ())}
+            {**given, "additional_special_tokens": additional_special_tokens or ()}
         )
 
     # ------------------------------------------------------------------------------ files
