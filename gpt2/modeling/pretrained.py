@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import math
 import os
 from collections.abc import Mapping
@@ -16,14 +15,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from gpt2.checkpoints.load import LoadReport, load_tensors, normalize_state_dict
+from gpt2.checkpoints.load import load_tensors, normalize_state_dict
 from gpt2.checkpoints.save import WEIGHT_FILE_PATTERNS, write_checkpoint
 from gpt2.config import CONFIG_NAME, GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, StateDictError, unknown_argument
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import Repository, open_repository
-
-logger = logging.getLogger("gpt2")
 
 
 class GPT2PreTrainedModel(nn.Module):
@@ -205,7 +202,6 @@ class GPT2PreTrainedModel(nn.Module):
         model._adopt(loaded.tensors, wanted_device)
         model._read_extras(repository)
         model.eval()
-        _log(cls, repository.name, loaded.report)
         if not output_loading_info:
             return model
         report = loaded.report
@@ -349,10 +345,6 @@ def _chosen_device(device: Any, device_map: Any) -> torch.device:
             "device such as 'cpu', 'cuda:0' or 'mps', or 'auto'"
         ) from None
     return found
-
-
-def _log(cls: type, name: str, report: LoadReport) -> None:
-    logger.info("%s from %s: %s", cls.__name__, name, report.summary())
 
 
 # Hooks stand at module level so that models pickle and deepcopy.
