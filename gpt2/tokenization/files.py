@@ -50,7 +50,8 @@ _OF_THE_WRITER = frozenset(
 def read_repository(repository: Repository) -> tuple[Tables, dict[str, Any]]:
     """The tables and the settings of a repository; tokenizer.json first, as AutoTokenizer does.
 
-    The settings are the fields of tokenizer_config.json, special tokens as plain text.
+    The settings are the fields of tokenizer_config.json, special tokens as text (as an
+    `AddedToken` where they are spelt out with flags and no file gives them an id).
 
     Raises:
         FileAccessError: it has neither tokenizer.json nor vocab.json and merges.txt.
@@ -71,6 +72,10 @@ def read_repository(repository: Repository) -> tuple[Tables, dict[str, Any]]:
         if (path := repository.find(name)) is not None:
             settings |= _read_settings(path, tables, special)
     _apply_flags(tables, special)
+    # What no file gives an id gets one from the constructor, and keeps its flags that way.
+    known = tables.vocab.keys() | {token.content for token in tables.added.values()}
+    new = {content: token for content, token in special.items() if content not in known}
+    settings |= {role: new[settings[role]] for role in ROLES if settings.get(role) in new}
     return tables, settings
 
 

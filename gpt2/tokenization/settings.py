@@ -29,4 +29,6 @@ def complaint_about(name: str, value: Any) -> str | None:
         value is None or (isinstance(value, int | float) and value >= 1 and value == int(value))
     ):
         return f"model_max_length must be an integer from 1 up, or None, not {value!r:.200}"
+    elif name == "split_special_tokens" and value not in (None, False):
+        return f"split_special_tokens={value!r:.200} cannot be honoured; only false can"
     return None

@@ -164,7 +164,9 @@ class GPT2Tokenizer(TokenLookup):
         """The tokenizer of a repository on the hub, or of a directory.
 
         tokenizer.json is read where there is one, else vocab.json, merges.txt and
-        added_tokens.json; tokenizer_config.json and special_tokens_map.json say the rest.
+        added_tokens.json; tokenizer_config.json and special_tokens_map.json say the rest. Their
+        clean_up_tokenization_spaces is passed over, as transformers 5 does: old versions wrote
+        it into every repository, and decoding would no longer give back what was encoded.
 
         Args:
             name_or_path: "openai-community/gpt2", or a directory.
@@ -194,6 +196,7 @@ class GPT2Tokenizer(TokenLookup):
             force_download=force_download,
         )
         tables, settings = files.read_repository(repository)
+        settings.pop("clean_up_tokenization_spaces", None)
         for name, value in settings.items():
             if name not in overrides and (complaint := complaint_about(name, value)):
                 raise FileFormatError(f"{repository.name}: tokenizer_config.json: {complaint}")

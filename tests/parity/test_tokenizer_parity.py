@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gpt2 import GPT2Tokenizer
+from gpt2.tokenization import unicode_classes
+from gpt2.tokenization.added import AddedToken
 from gpt2.tokenization.byte_alphabet import to_bytes
 from gpt2.tokenization.pretokenization import split_words
 
@@ -49,6 +54,10 @@ def transformers_tokenizer() -> Any:
     transformers = pytest.importorskip("transformers")
     files = [str(VOCAB / "vocab.json"), str(VOCAB / "merges.txt")]
     return transformers.GPT2TokenizerFast(*files)
+
+
+def transformers_version() -> int:
+    return int(pytest.importorskip("transformers").__version__.split(".")[0])
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +105,267 @@ def test_every_code_point_alone_and_in_company(
         assert ids == encode_tiktoken(text)
         assert ids == encode_transformers(text)
         assert ours.decode(ids) == text
+
+
+# ------------------------------------------------------------------------------ generated text
+
+WHITE = [
+    chr(c) for a, b in unicode_classes.ranges(unicode_classes.WHITE_SPACE) for c in range(a, b + 1)
+]
+MARKS = [
+    chr(c) for c in (*range(0x300, 0x340), 0x200D, 0xFE0F, 0x1F3FB, 0x1F3FF, 0x20E3, 0xAD, 0x200B)
+]
+SNIPPETS = [
+    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'LL", "’s", "''", "'", "don't", "I'd've"),
+    *("the", " and", "Hello", "THE", "x=1;", "http://a.b/c?d=e&f", "3.14", "1,000", "½", "²"),
+    *("<|endoftext|>", "<|endoftext|", "<|endoftext|><|endoftext|>", " <|endoftext|> "),
+    *("\r\n", "\n\n", "\r", "\t", "  ", "   ", "\n ", " \n", "\x85", "\u2028", "\x0b\x0c", "\x1c"),
+    *(
+        "\0",
+        "\ufeff",
+        "\ufffd",
+        "\uffff",
+        "\U0010ffff",
+        "👩‍👩‍👧",
+        "🇩🇪",
+        "👍🏽",
+        "日本語",
+        "한국어",
+        "עברית",
+    ),
+    *("हिन्दी", "ไทย", "é", "e\u0301", "ﬃ", "𝐱", "𝟙", "𐍈", "٣٤", "Ⅷ", "٪", "_", "__init__", "中1文"),
+]
+
+
+def random_text(rng: random.Random) -> str:
+    planes = (0x80, 0x250, 0x3000, 0x10000, 0x20000, 0x110000)
+
+    def any_character() -> str:
+        code_point = rng.randrange(rng.choice(planes))
+        return chr(code_point) if not 0xD800 <= code_point < 0xE000 else "\ue000"
+
+    kinds = (
+        lambda: rng.choice(SNIPPETS),
+        lambda: rng.choice(WHITE) * rng.randrange(1, 4),
+        lambda: " " * rng.randrange(1, 4),
+        lambda: rng.choice(MARKS),
+        lambda: "".join(any_character() for _ in range(rng.randrange(1, 6))),
+        lambda: "".join(chr(rng.randrange(0x20, 0x7F)) for _ in range(rng.randrange(1, 12))),
+    )
+    return "".join(rng.choice(kinds)() for _ in range(rng.randrange(1, 12)))
+
+
+def test_generated_texts(
+    ours: GPT2Tokenizer, encode_tiktoken: Encode, encode_transformers: Encode
+) -> None:
+    rng = random.Random(20261121)
+    for _ in range(30_000):
+        text = random_text(rng)
+        ids = ours.encode(text)
+        assert ids == encode_tiktoken(text), repr(text)
+        assert ids == encode_transformers(text), repr(text)
+        assert ours.decode(ids) == text, repr(text)
+
+
+def test_a_whole_file(
+    ours: GPT2Tokenizer, encode_tiktoken: Encode, encode_transformers: Encode
+) -> None:
+    path = SHARED / "text" / "shakespeare.txt"
+    if not path.is_file():
+        pytest.skip("needs ../shared/text/shakespeare.txt")
+    text = path.read_text("utf-8")
+    ids = ours.encode(text)
+    assert ids == encode_tiktoken(text)
+    assert ids == encode_transformers(text)
+    assert ours.decode(ids) == text
+
+
+def test_long_words(ours: GPT2Tokenizer, encode_tiktoken: Encode) -> None:
+    rng = random.Random(3)
+    for length in (40, 49, 300, 5000):
+        for alphabet in ("a", "ab", "etaoin", "日本", "=-", " "):
+            text = "".join(rng.choices(alphabet, k=length))
+            assert ours.encode(text) == encode_tiktoken(text)
+
+
+# ---------------------------------------------------------------------- transformers' own layer
+
+
+def test_calls_as_transformers(ours: GPT2Tokenizer, transformers_tokenizer: Any) -> None:
+    texts = ["Hello world", "", "a <|endoftext|> b", " I'm  here\n"]
+    theirs, mine = copy.deepcopy(transformers_tokenizer), copy.deepcopy(ours)
+    for tokenizer in (theirs, mine):
+        tokenizer.pad_token = "<|endoftext|>"
+    for arguments in (
+        {},
+        {"padding": True},
+        {"padding": "max_length", "max_length": 6},
+        {"padding": True, "pad_to_multiple_of": 8},
+        {"truncation": True, "max_length": 3},
+        {"truncation": True, "padding": "max_length", "max_length": 3},
+    ):
+        for side in ("left", "right"):
+            theirs.padding_side = mine.padding_side = side
+            theirs.truncation_side = mine.truncation_side = side
+            expected = theirs(texts, **arguments)
+            assert dict(mine(texts, **arguments)) == dict(expected)
+    tensors, expected = (t(texts, padding=True, return_tensors="pt") for t in (mine, theirs))
+    for name in expected:
+        assert tensors[name].dtype == expected[name].dtype
+        assert tensors[name].tolist() == expected[name].tolist()
+    assert (
+        mine.encode("x", return_tensors="pt").shape == theirs.encode("x", return_tensors="pt").shape
+    )
+    ids = expected["input_ids"]
+    assert mine.batch_decode(ids) == theirs.batch_decode(ids)
+    skip = {"skip_special_tokens": True}
+    assert mine.batch_decode(ids, **skip) == theirs.batch_decode(ids, **skip)
+    assert mine.tokenize(texts[3]) == theirs.tokenize(texts[3])
+
+
+def test_clean_up_as_transformers_4(ours: GPT2Tokenizer, transformers_tokenizer: Any) -> None:
+    if transformers_version() > 4:
+        pytest.skip("transformers 5 does not clean up byte-level BPE")
+    text = "It 's , well , old . He does n't ' know ' that I 'm here !"
+    ids = ours.encode(text)
+    theirs = transformers_tokenizer.decode(ids, clean_up_tokenization_spaces=True)
+    assert ours.decode(ids, clean_up_tokenization_spaces=True) == theirs
+
+
+def added_to(tokenizer: Any, added_token: Any) -> Any:
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.add_tokens(["<new>", "<new><er>", "hat stand"])
+    tokenizer.add_tokens([added_token("<left>", lstrip=True, normalized=False)])
+    tokenizer.add_tokens([added_token("<right>", rstrip=True)])
+    tokenizer.add_tokens([added_token("word", single_word=True)])
+    return tokenizer
+
+
+@pytest.fixture
+def with_added(ours: GPT2Tokenizer) -> GPT2Tokenizer:
+    tokenizer: GPT2Tokenizer = added_to(copy.deepcopy(ours), AddedToken)
+    return tokenizer
+
+
+def test_added_tokens_as_transformers(
+    with_added: GPT2Tokenizer, transformers_tokenizer: Any
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = added_to(copy.deepcopy(transformers_tokenizer), tokenizers.AddedToken)
+    assert with_added.get_vocab() == theirs.get_vocab()
+    rng = random.Random(5)
+    pieces = [
+        *(
+            "<new>",
+            "<er>",
+            "hat stand",
+            "hat",
+            "<left>",
+            "<right>",
+            "word",
+            "words",
+            "sword",
+            "<pad>",
+        ),
+        *(" ", "  ", "\n", "\u3000", "a", "é", "_", ".", "1", "\u0301", "<|endoftext|>", "日"),
+    ]
+    for _ in range(3000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(1, 9)))
+        assert with_added.encode(text) == theirs.encode(text), repr(text)
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_prefix_space": True}, {"add_bos_token": True}])
+def test_what_is_saved_loads_in_transformers_with_the_same_ids(
+    ours: GPT2Tokenizer, tmp_path: Path, settings: dict[str, bool]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain" / "config.json").write_text('{"model_type": "gpt2"}')
+    mine = GPT2Tokenizer.from_pretrained(tmp_path / "plain", padding_side="left", **settings)
+    added_to(mine, AddedToken)
+    mine.save_pretrained(tmp_path / "full")
+    (tmp_path / "full" / "config.json").write_text('{"model_type": "gpt2"}')
+    texts = [
+        "Hello world",
+        "a<pad>b <new><er> hat stand <left> <right>  c sword word",
+        "日<|endoftext|>x",
+    ]
+    for name in ("AutoTokenizer", "GPT2TokenizerFast"):
+        theirs = getattr(transformers, name).from_pretrained(tmp_path / "full")
+        assert len(theirs) == len(mine)
+        assert theirs.padding_side == "left"
+        assert (theirs.pad_token, theirs.eos_token) == ("<pad>", "<|endoftext|>")
+        for text in texts:
+            assert mine.encode(text) == theirs.encode(text)
+        again = tmp_path / name
+        theirs.save_pretrained(again)
+        back = GPT2Tokenizer.from_pretrained(again)
+        assert back.get_vocab() == mine.get_vocab()
+        assert back.special_tokens_map == mine.special_tokens_map
+        assert [back.encode(text) for text in texts] == [mine.encode(text) for text in texts]
+
+
+def test_the_slow_class_of_transformers_4_loads_it_too(ours: GPT2Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    if transformers_version() > 4:
+        pytest.skip("transformers 5 has no second class")
+    mine = added_to(copy.deepcopy(ours), AddedToken)
+    mine.add_bos_token = True
+    mine.save_pretrained(tmp_path)
+    theirs = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    assert theirs.pad_token_id == mine.pad_token_id
+    for text in ("Hello world", "a<pad>b", "x<new><er>y"):
+        assert theirs.encode(text) == mine.encode(text)
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+def learnt_by_tokenizers(
+    texts: list[str], vocab_size: int, **arguments: Any
+) -> tuple[dict[str, int], list[str]]:
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.ByteLevelBPETokenizer(
+        add_prefix_space=arguments.pop("add_prefix_space", False)
+    )
+    theirs.train_from_iterator(texts, vocab_size=vocab_size, show_progress=False, **arguments)
+    model = json.loads(theirs._tokenizer.to_str())["model"]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return model["vocab"], merges
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_training_equals_tokenizers(seed: int) -> None:
+    """Small alphabets and low counts: ties everywhere, and tokens that two rules make."""
+    rng = random.Random(seed)
+    alphabet = ["ab", "abc ", "abcdé ", "a日本 '"][seed % 4]
+    for _ in range(40):
+        texts = [
+            "".join(rng.choices(alphabet, k=rng.randrange(1, 40)))
+            for _ in range(rng.randrange(1, 12))
+        ]
+        texts += ["see <|endoftext|> here"] * rng.randrange(3)
+        arguments = {
+            "vocab_size": rng.choice([259, 270, 300, 1000]),
+            "min_frequency": rng.choice([0, 1, 2, 3]),
+            "special_tokens": rng.choice(
+                [[], ["<|endoftext|>"], ["<pad>", "<|endoftext|>", "<m>"]]
+            ),
+            "add_prefix_space": rng.random() < 0.3,
+        }
+        mine = GPT2Tokenizer.train(texts, show_progress=False, **arguments)
+        vocab, merges = learnt_by_tokenizers(texts, **arguments)
+        assert mine.get_vocab() == vocab, (texts, arguments)
+        assert mine._vocabulary.merges == merges, (texts, arguments)
+
+
+def test_training_on_a_whole_file_equals_tokenizers() -> None:
+    path = SHARED / "text" / "shakespeare.txt"
+    if not path.is_file():
+        pytest.skip("needs ../shared/text/shakespeare.txt")
+    texts = path.read_text("utf-8").split("\n\n")
+    special = ["<|endoftext|>"]
+    mine = GPT2Tokenizer.train(texts, 4000, special_tokens=special, show_progress=False)
+    vocab, merges = learnt_by_tokenizers(texts, 4000, special_tokens=special, min_frequency=2)
+    assert mine.get_vocab() == vocab
+    assert mine._vocabulary.merges == merges

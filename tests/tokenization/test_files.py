@@ -116,6 +116,17 @@ def test_unknown_settings_survive_a_round_trip(full: GPT2Tokenizer, tmp_path: Pa
     assert "auto_map" not in config  # the name of code to run, which nothing here does
 
 
+def test_old_repositories_ask_for_a_clean_up_that_is_not_done(
+    tokenizer: GPT2Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    again = GPT2Tokenizer.from_pretrained(tmp_path)
+    assert again.decode(again.encode("a . b")) == "a . b"
+    asked = GPT2Tokenizer.from_pretrained(tmp_path, clean_up_tokenization_spaces=True)
+    assert asked.decode(asked.encode("a . b")) == "a. b"
+
+
 def test_overrides_win(full: GPT2Tokenizer, tmp_path: Path) -> None:
     full.save_pretrained(tmp_path)
     changed = GPT2Tokenizer.from_pretrained(
@@ -191,6 +202,15 @@ def test_special_tokens_map_with_flags_of_the_old_form(
     assert again.eos_token is None
     assert again.encode("x the") == [*again.encode("x"), 300]
     assert 300 not in again.encode("x then")
+
+
+def test_flags_of_a_special_token_without_an_id(tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    flags = {"content": "<mask>", "lstrip": True}
+    edit(tmp_path / "tokenizer_config.json", mask_token=flags)
+    again = GPT2Tokenizer.from_pretrained(tmp_path)
+    assert again.mask_token_id == 300
+    assert again.encode("x  <mask>") == [*again.encode("x"), 300]
 
 
 def test_extra_special_tokens_of_transformers_5(tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
@@ -296,11 +316,16 @@ def test_broken_contents_are_the_arguments_fault() -> None:
         ("tokenizer_config.json", {"pad_token": 3}, r"config\.json: pad_token has a token without"),
         ("tokenizer_config.json", {"pad_token": {"content": ""}}, "pad_token has a token without"),
         ("tokenizer_config.json", {"padding_side": "up"}, r"config\.json: padding_side must be"),
+        ("tokenizer_config.json", {"split_special_tokens": True}, "=True cannot be honoured"),
         ("tokenizer_config.json", {"errors": "maybe"}, "errors must be"),
         ("tokenizer_config.json", {"model_max_length": -3}, "model_max_length must be"),
         ("tokenizer_config.json", {"add_prefix_space": "no"}, "add_prefix_space must be"),
         ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder must be an"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, "has the key 'x', not an id"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"x": {}}},
+            "has the key 'x', not an id",
+        ),
         ("tokenizer_config.json", {"added_tokens_decoder": {"5": {}}}, "a token without text"),
         (
             "tokenizer_config.json",
