@@ -173,13 +173,13 @@ class GenerationConfig:
             changed.max_length = None
         elif "max_length" in changes and "max_new_tokens" not in changes:
             changed.max_new_tokens = None
+        changed.validate()
         if not changed.do_sample:
             for name in _SAMPLING_ONLY:
                 if changes.get(name) not in (None, getattr(type(self), name)):
                     raise ArgumentError(
                         f"{name}={changes[name]!r} has no effect without do_sample=True"
                     )
-        changed.validate()
         return changed
 
     def to_dict(self) -> dict[str, Any]:

@@ -271,7 +271,11 @@ def test_padding_is_read_off_a_pad_token_only_where_one_is_declared(side: str) -
     expected = model.generate(ids, attention_mask=mask, **settings)
     assert torch.equal(model.generate(ids, pad_token_id=95, **settings), expected)
     undeclared = model.generate(ids, **settings)  # every id is real then
-    assert undeclared[0].tolist() != expected[0].tolist()
+    assert undeclared.tolist() != expected.tolist()
+    settings["eos_token_id"] = 95  # as with GPT-2 itself, whose pad token often is its EOS
+    as_eos = model.generate(ids, pad_token_id=95, **settings)
+    assert torch.equal(as_eos, model.generate(ids, **settings))
+    assert as_eos.tolist() != expected.tolist()
 
 
 @pytest.mark.parametrize("side", ["left", "right", "mixed"])
