@@ -83,7 +83,7 @@ def _learn(
     vocab_size: int,
     min_frequency: int,
     progress: _Progress,
-) -> dict[_Pair, None]:
+) -> list[_Pair]:
     """The merged pairs in order of rank; ``tokens`` grows, and ``words`` are merged."""
     ids = {token: id_ for id_, token in enumerate(tokens)}
     pair_counts: defaultdict[_Pair, int] = defaultdict(int)
@@ -95,7 +95,7 @@ def _learn(
     # An entry's count may be out of date; it is checked, and put back corrected, when popped.
     queue = [_Candidate((-pair_counts[pair], pair, where)) for pair, where in places.items()]
     heapify(queue)
-    rules: dict[_Pair, None] = {}
+    rules: list[_Pair] = []
     while queue and len(tokens) < vocab_size:
         negative_count, pair, where = heappop(queue)
         if -negative_count != pair_counts[pair]:
@@ -104,14 +104,12 @@ def _learn(
         if -negative_count < max(min_frequency, 1):
             break
         token = tokens[pair[0]] + tokens[pair[1]]
-        # Two pairs can make the same token ("a"+"bc", "ab"+"c"): two rules, but one id.
+        # A merge can spell a special token; it then takes that token's id. Otherwise no two pairs
+        # make the same token: how a stretch of text was merged depends on that stretch alone.
         new = ids.setdefault(token, len(tokens))
         if new == len(tokens):
             tokens.append(token)
-        # Then tokens of that id can meet in words that an earlier candidate of the same pair did
-        # not know of, and the pair is merged twice; its last place in the order counts.
-        rules.pop(pair, None)
-        rules[pair] = None
+        rules.append(pair)
         touched: defaultdict[_Pair, set[int]] = defaultdict(set)
         for index in where:
             _merge(words[index], pair, new, index, counts[index], pair_counts, touched)

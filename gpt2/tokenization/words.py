@@ -10,15 +10,16 @@ from gpt2.errors import ArgumentError
 from gpt2.tokenization.bpe import BytePairEncoder
 from gpt2.tokenization.pretokenization import split_words
 
-# Bounds of the table. Measured full of English words it takes about 35 MB; words of the
-# greatest length, of characters of four bytes each, would make it 150 MB.
+# Bounds of the table. English words take about 170 bytes each (measured), so that a full table
+# has 22 MB; full of the largest words that it accepts it would have about 80 MB.
 MAX_WORDS = 1 << 17
-MAX_WORD_LENGTH = 64
+MAX_WORD_LENGTH = 32
+MAX_WORD_IDS = 32
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class WordTable(dict[str, list[int]]):
+class WordTable(dict[str, tuple[int, ...]]):
     """word -> its ids, filled as words are first met; emptied when full.
 
     A plain dictionary otherwise, so that a known word costs one look-up in C. Threads may share
@@ -30,9 +31,9 @@ class WordTable(dict[str, list[int]]):
         super().__init__()
         self._encoder = encoder
 
-    def __missing__(self, word: str) -> list[int]:
-        ids = self._encoder.encode(word.encode("utf-8"))
-        if len(word) <= MAX_WORD_LENGTH:
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        ids = tuple(self._encoder.encode(word.encode("utf-8")))
+        if len(word) <= MAX_WORD_LENGTH and len(ids) <= MAX_WORD_IDS:
             if len(self) >= MAX_WORDS:
                 self.clear()
             self[word] = ids

@@ -83,7 +83,9 @@ def test_new_special_tokens_work_at_once(tokenizer: GPT2Tokenizer) -> None:
 
 
 def test_added_tokens_are_kept_whole_longest_first(tokenizer: GPT2Tokenizer) -> None:
+    assert tokenizer.decode([1]) == "!"
     assert tokenizer.add_tokens(["<x>", "<x><y>", "the hat"]) == 3
+    assert tokenizer.decode([300, 302]) == "<x>the hat"
     assert tokenizer.encode("<x><y><x>the hat") == [301, 300, 302]
     assert tokenizer.add_tokens("é日") == 1
     assert tokenizer.decode(tokenizer.encode("aé日b")) == "aé日b"  # not through the byte alphabet

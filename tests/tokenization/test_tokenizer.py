@@ -377,9 +377,10 @@ def test_the_word_table_is_bounded(
     monkeypatch.setattr(words, "MAX_WORDS", 10)
     table = tokenizer._encoder._table
     for n in range(100):
-        tokenizer.encode(f"word{n} {'x' * 1000}")
+        tokenizer.encode(f"word{n} {'x' * 1000} {'日' * 31}")
         assert len(table) <= 10
         assert all(len(word) <= words.MAX_WORD_LENGTH for word in table)
+        assert all(len(ids) <= words.MAX_WORD_IDS for ids in table.values())
 
 
 def test_importing_the_tokenizer_imports_no_heavy_package() -> None:

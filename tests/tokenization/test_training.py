@@ -58,6 +58,12 @@ def test_special_text_in_the_corpus_is_plain_text() -> None:
     assert merges_of(["<|endoftext|>"] * 2, 258) == ["<|"]
 
 
+def test_a_merge_that_spells_a_special_token_takes_its_id() -> None:
+    tokenizer = GPT2Tokenizer.train(["abc", "abc"], 400, special_tokens=["ab"])
+    assert tokenizer.convert_ids_to_tokens([0, 257]) == ["ab", "abc"]
+    assert len(tokenizer) == 258
+
+
 def test_prefix_space_is_trained_on_and_kept() -> None:
     tokenizer = GPT2Tokenizer.train(["hat", "hat"], 400, add_prefix_space=True)
     assert tokenizer.tokenize("hat") == ["Ġhat"]
