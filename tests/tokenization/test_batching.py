@@ -48,5 +48,5 @@ def test_tensors_move(encoding: BatchEncoding) -> None:
 
 
 def test_lists_do_not_move(tokenizer: GPT2Tokenizer) -> None:
-    with pytest.raises(ArgumentError, match="'input_ids' is a list, .*return_tensors"):
+    with pytest.raises(ArgumentError, match=r"'input_ids' is a list, .*return_tensors"):
         tokenizer("the").to("cpu")
