@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2.errors import ArgumentError, ArgumentTypeError, FileFormatError, unknown_argument
 from gpt2.tokenization import batching, files
 from gpt2.tokenization.batching import NO_LIMIT, BatchEncoding
-from gpt2.tokenization.byte_alphabet import to_bytes
-from gpt2.tokenization.lookup import TokenLookup
+from gpt2.tokenization.decoding import TokenDecoder
 from gpt2.tokenization.settings import complaint_about
 from gpt2.tokenization.vocabulary import Tables, Vocabulary
 from gpt2.tokenization.words import TextEncoder
@@ -23,11 +22,8 @@ if TYPE_CHECKING:
 
 _END = "<|endoftext|>"
 
-# English spacing that word-level tokenizers leave behind, and what it is cleaned up to.
-_CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
-
-class GPT2Tokenizer(TokenLookup):
+class GPT2Tokenizer(TokenDecoder):
     """Byte-level BPE, as GPT-2 has it: every string has ids, and the ids give it back.
 
     >>> tokenizer = GPT2Tokenizer.from_pretrained("openai-community/gpt2")
@@ -442,58 +438,6 @@ class GPT2Tokenizer(TokenLookup):
                 return id_
         return 0
 
-    # ------------------------------------------------------------------------ ids -> text
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> str:
-        """The text of ids; bytes that are no UTF-8 are treated as ``errors`` says.
-
-        >>> tokenizer.decode([15496, 995])
-        'Hello world'
-
-        Args:
-            token_ids: a list, a one-dimensional tensor or array, or a single id.
-            skip_special_tokens: leave special tokens out.
-            clean_up_tokenization_spaces: take out the spaces before English punctuation and
-                contractions; None for the tokenizer's own setting.
-
-        Raises:
-            TokenIdError: an id that the vocabulary does not have.
-            ArgumentTypeError: not ids, or a batch of them.
-        """
-        ids = self._checked_ids(token_ids)
-        if skip_special_tokens:
-            special = self._special_ids()
-            ids = [id_ for id_ in ids if id_ not in special]
-        text = b"".join(map(self._vocabulary.token_bytes.__getitem__, ids)).decode(
-            "utf-8", self.errors
-        )
-        if clean_up_tokenization_spaces is None:
-            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
-        return _clean_up(text) if clean_up_tokenization_spaces else text
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> list[str]:
-        """`decode` of each row of a list, tensor or array (B, T)."""
-        rows = sequences.tolist() if hasattr(sequences, "tolist") else sequences
-        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
-
-    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
-        """The text that tokens, spelt as in the vocabulary file, stand for.
-
-        >>> tokenizer.convert_tokens_to_string(["Hello", "Ġworld"])
-        'Hello world'
-        """
-        return b"".join(map(to_bytes, tokens)).decode("utf-8", self.errors)
-
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(name_or_path={self.name_or_path!r}, {len(self)} tokens, "
@@ -531,9 +475,3 @@ def _argument_names() -> set[str]:
 
 def _keywords_of(function: Any) -> set[str]:
     return set(function.__kwdefaults__)
-
-
-def _clean_up(text: str) -> str:
-    for spaced in _CLEAN_UP:
-        text = text.replace(spaced, spaced.strip())
-    return text
