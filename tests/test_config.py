@@ -270,7 +270,10 @@ def test_replaced_changes_nothing_in_place() -> None:
     config = odd_config()
     other = config.replaced(n_layer=3, num_labels=5, extra={})
     assert (other.n_layer, other.num_labels, other.extra) == (3, 5, {})
+    other = config.replaced(n_layer=3)
     other.pruned_heads[1].append(1)
+    other.extra["task_specific_params"]["x"].append(1)
+    other.eos_token_id.append(1)  # type: ignore[union-attr]
     assert config == odd_config()
 
 

@@ -212,7 +212,7 @@ def place_tokens(
 
     if free_form:
         visibility = _free_form(attention_mask, batch_size, query_length, key_length, dtype)
-    elif key_mask is None or (past_length == 0 and checks.answer(right_padded)):
+    elif key_mask is None or checks.answer(right_padded):
         # Padding behind the last real token is after every query that matters: causal is enough.
         visibility = Visibility()
     else:

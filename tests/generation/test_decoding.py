@@ -368,9 +368,15 @@ def test_logits_that_are_no_numbers_are_refused(value: float, do_sample: bool, r
         model.generate(inputs_embeds=embeds, do_sample=do_sample)
 
 
-def test_logits_that_overflow_are_refused() -> None:
-    model = tiny_model().half()
+@pytest.mark.parametrize("do_sample", [True, False])
+def test_logits_that_overflow_are_refused(do_sample: bool) -> None:
+    """One logit is +inf, all others are finite: its softmax would be NaN."""
+    model = tiny_model()
     with torch.no_grad():
-        model.transformer.ln_f.weight.fill_(6e4)
-    with pytest.raises(ArgumentError, match="overflow in this dtype"):
-        model.generate(IDS)
+        model.transformer.wte.weight[5, 0] = 10.0
+        model.transformer.ln_f.bias[0] = 3e38
+    logits = model(IDS[:, :1]).logits[:, -1]
+    assert logits.isposinf().sum(-1).tolist() == [1, 1, 1]
+    assert not logits.isnan().any()
+    with pytest.raises(ArgumentError, match=r"infinite at new token 0.*overflow in this dtype"):
+        model.generate(IDS[:, :1], do_sample=do_sample)

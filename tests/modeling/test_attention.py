@@ -56,6 +56,7 @@ def test_head_mask_scales_each_heads_output(backend: str) -> None:
     )
     plain, unmasked = module(X, Visibility(), output_attentions=True)
     assert_close(weights, unmasked * factors[:, None, None])
+    assert_close(module(X, Visibility(), head_mask=factors[:, None, None])[0], masked)
     with torch.no_grad():
         module.c_proj.weight *= factors.repeat_interleave(8)
     assert_close(masked, module(X, Visibility())[0])

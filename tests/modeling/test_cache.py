@@ -57,12 +57,13 @@ def test_chunks_equal_one_shot(backend: str, grad: bool, chunks: list[int]) -> N
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("legacy", [True, False], ids=["tuples", "handle"])
-def test_an_old_cache_used_twice_gives_the_same(grad: bool, legacy: bool) -> None:
+@pytest.mark.parametrize("form", ["tuples", "full", "with room"])
+def test_an_old_cache_used_twice_gives_the_same(grad: bool, form: str) -> None:
     model = tiny_model(GPT2Model)
     with torch.set_grad_enabled(grad):
-        past = model(IDS[:, :8]).past_key_values
-        if legacy:
+        start = KVCache(2, capacity=20) if form == "with room" else None
+        past = model(IDS[:, :8], past_key_values=start).past_key_values
+        if form == "tuples":
             past = past.to_legacy_cache()
         first = model(IDS[:, 8:], past_key_values=past)
         kept = first.last_hidden_state.clone()
