@@ -24,6 +24,7 @@ from gpt2.errors import (
     did_you_mean,
     unknown_argument,
 )
+from gpt2.fieldchecks import check_bool, check_choice, check_number, check_whole
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
@@ -38,14 +39,6 @@ ACTIVATION_NAMES = (
 SUMMARY_TYPES = ("last", "first", "mean", "cls_index", "attn")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# documented second names -> the field that holds the value
-_ALIASES = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-    "dtype": "torch_dtype",
-}
 # Sizes beyond these come from damaged files, not from models; a module tree of
 # 10**9 layers would hang before any allocation could fail.
 _MAX_SIZE = 2**31 - 1
@@ -53,6 +46,19 @@ _MAX_LAYERS = 10_000
 _MAX_PARAMETERS = 10**13
 
 _C = TypeVar("_C", bound="type[GPT2Config]")
+
+
+class _Alias:
+    """A documented second name of a field."""
+
+    def __init__(self, field_name: str) -> None:
+        self.field_name = field_name
+
+    def __get__(self, config: GPT2Config | None, owner: type[GPT2Config]) -> Any:
+        return self if config is None else getattr(config, self.field_name)
+
+    def __set__(self, config: GPT2Config, value: Any) -> None:
+        setattr(config, self.field_name, value)
 
 
 def _accept_aliases(cls: _C) -> _C:
@@ -183,45 +189,11 @@ class GPT2Config:
 
     # -- second names -------------------------------------------------------------------------
 
-    @property
-    def hidden_size(self) -> int:
-        return self.n_embd
-
-    @hidden_size.setter
-    def hidden_size(self, value: int) -> None:
-        self.n_embd = value
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self.n_layer
-
-    @num_hidden_layers.setter
-    def num_hidden_layers(self, value: int) -> None:
-        self.n_layer = value
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.n_head
-
-    @num_attention_heads.setter
-    def num_attention_heads(self, value: int) -> None:
-        self.n_head = value
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.n_positions
-
-    @max_position_embeddings.setter
-    def max_position_embeddings(self, value: int) -> None:
-        self.n_positions = value
-
-    @property
-    def dtype(self) -> str | None:
-        return self.torch_dtype
-
-    @dtype.setter
-    def dtype(self, value: str | None) -> None:
-        self.torch_dtype = value
+    hidden_size = _Alias("n_embd")
+    num_hidden_layers = _Alias("n_layer")
+    num_attention_heads = _Alias("n_head")
+    max_position_embeddings = _Alias("n_positions")
+    dtype = _Alias("torch_dtype")
 
     @property
     def num_labels(self) -> int:
@@ -253,11 +225,15 @@ class GPT2Config:
     def validate(self) -> None:
         """Raise ConfigError for the first impossible value; allocates nothing."""
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            _check_int(
-                name, getattr(self, name), 1, _MAX_LAYERS if name == "n_layer" else _MAX_SIZE
+            check_whole(
+                ConfigError,
+                name,
+                getattr(self, name),
+                1,
+                _MAX_LAYERS if name == "n_layer" else _MAX_SIZE,
             )
         if self.n_inner is not None:
-            _check_int("n_inner", self.n_inner, 1, _MAX_SIZE)
+            check_whole(ConfigError, "n_inner", self.n_inner, 1, _MAX_SIZE)
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head}): "
@@ -274,34 +250,34 @@ class GPT2Config:
                 f"more than {_MAX_PARAMETERS:.0e} is taken for a damaged config"
             )
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):
-            _check_real(name, getattr(self, name), 0.0, 1.0)
+            check_number(ConfigError, name, getattr(self, name), 0.0, 1.0)
         for name in ("classifier_dropout", "hidden_dropout"):
             if getattr(self, name) is not None:
-                _check_real(name, getattr(self, name), 0.0, 1.0)
-        _check_real("layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
-        _check_real("initializer_range", self.initializer_range, 0.0, math.inf)
+                check_number(ConfigError, name, getattr(self, name), 0.0, 1.0)
+        check_number(ConfigError, "layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
+        check_number(ConfigError, "initializer_range", self.initializer_range, 0.0, math.inf)
         for f_ in fields(self):
-            if f_.type == "bool" and not isinstance(getattr(self, f_.name), bool):
-                raise ConfigError(
-                    f"{f_.name} must be true or false, not {getattr(self, f_.name)!r}"
-                )
-        _check_choice("activation_function", self.activation_function, ACTIVATION_NAMES)
-        _check_choice("summary_type", self.summary_type, SUMMARY_TYPES)
+            if f_.type == "bool":
+                check_bool(ConfigError, f_.name, getattr(self, f_.name))
+        check_choice(ConfigError, "activation_function", self.activation_function, ACTIVATION_NAMES)
+        check_choice(ConfigError, "summary_type", self.summary_type, SUMMARY_TYPES)
         if self.summary_activation is not None:
-            _check_choice("summary_activation", self.summary_activation, ACTIVATION_NAMES)
+            check_choice(
+                ConfigError, "summary_activation", self.summary_activation, ACTIVATION_NAMES
+            )
         if self.problem_type is not None:
-            _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+            check_choice(ConfigError, "problem_type", self.problem_type, PROBLEM_TYPES)
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
                 # Only the type: tiny test models keep the published 50256 beyond their vocabulary.
-                _check_int(name, getattr(self, name), -_MAX_SIZE, _MAX_SIZE)
+                check_whole(ConfigError, name, getattr(self, name), -_MAX_SIZE, _MAX_SIZE)
         eos = self.eos_token_id
         for token in eos if isinstance(eos, list) else [] if eos is None else [eos]:
-            _check_int("eos_token_id", token, -_MAX_SIZE, _MAX_SIZE)
+            check_whole(ConfigError, "eos_token_id", token, -_MAX_SIZE, _MAX_SIZE)
         for layer, heads in self.pruned_heads.items():
-            _check_int("pruned_heads: layer", layer, 0, self.n_layer - 1)
+            check_whole(ConfigError, "pruned_heads: layer", layer, 0, self.n_layer - 1)
             for head in heads:
-                _check_int(f"pruned_heads[{layer}]: head", head, 0, self.n_head - 1)
+                check_whole(ConfigError, f"pruned_heads[{layer}]: head", head, 0, self.n_head - 1)
             if len(set(heads)) >= self.n_head:
                 raise ConfigError(
                     f"pruned_heads[{layer}] names all {self.n_head} heads; one must stay"
@@ -432,8 +408,13 @@ class GPT2Config:
         write_json(stage / CONFIG_NAME, _json_ready(self.to_dict()), sort_keys=True)
 
 
+#: documented second name -> the field that holds the value
+_ALIASES = {n: a.field_name for n, a in vars(GPT2Config).items() if isinstance(a, _Alias)}
+
+
 def _json_ready(plain: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in plain.items() if v is not None or k not in ("torch_dtype",)}
+    """Without a torch_dtype of null, which transformers would take for a dtype's name."""
+    return {k: v for k, v in plain.items() if (k, v) != ("torch_dtype", None)}
 
 
 def _whole(key: Any, name: str) -> int:
@@ -453,20 +434,3 @@ def _check_table(name: str, value: Any) -> None:
         for layer, heads in value.items():
             if not isinstance(heads, list | set) or not all(type(h) is int for h in heads):
                 raise ConfigError(f"pruned_heads[{layer}] must be a list of heads, not {heads!r}")
-
-
-def _check_int(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-
-
-def _check_real(name: str, value: Any, low: float, high: float) -> None:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= value <= high:
-        raise ConfigError(f"{name} must be a number from {low} to {high}, not {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"{name} is {value!r}; it may be {', '.join(choices)}{hint}")

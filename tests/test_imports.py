@@ -22,6 +22,7 @@ PACKAGE = ROOT / "gpt2"
 # prefix of the module's name -> floor; the longest prefix that fits counts
 FLOORS = {
     "gpt2.errors": 0,
+    "gpt2.fieldchecks": 1,
     "gpt2.storage": 1,
     "gpt2.config": 2,
     "gpt2.tokenization": 3,
@@ -49,7 +50,13 @@ LOCAL_IMPORTS = {
     ("gpt2.tokenization.tokenizer", "gpt2.storage.hub"),
     ("gpt2.tokenization.tokenizer", "gpt2.tokenization.training"),
 }
-WITHOUT_TORCH = ("gpt2.errors", "gpt2.config", "gpt2.storage", "gpt2.tokenization")
+WITHOUT_TORCH = (
+    "gpt2.errors",
+    "gpt2.fieldchecks",
+    "gpt2.config",
+    "gpt2.storage",
+    "gpt2.tokenization",
+)
 # What is imported when first needed, never before.
 LATE = {"huggingface_hub", "numpy", "transformers", "tokenizers", "tiktoken"}
 

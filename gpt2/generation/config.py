@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
+from gpt2.fieldchecks import check_bool, check_whole, is_number
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
@@ -104,22 +105,23 @@ class GenerationConfig:
     def validate(self) -> None:
         """Raise ArgumentError for the first setting that cannot be."""
         for name in ("max_length", "max_new_tokens", "num_return_sequences"):
-            _check_int(name, getattr(self, name), 1, optional=name != "num_return_sequences")
+            if getattr(self, name) is not None or name == "num_return_sequences":
+                check_whole(ArgumentError, name, getattr(self, name), 1)
         if self.max_length is not None and self.max_new_tokens is not None:
             raise ArgumentError(
                 f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens} say the "
                 "same thing twice; give one of them"
             )
         for name in ("do_sample", "use_cache"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if not _is_real(self.temperature) or not 0 < self.temperature < math.inf:
+            check_bool(ArgumentError, name, getattr(self, name))
+        if not is_number(self.temperature) or not 0 < self.temperature < math.inf:
             raise ArgumentError(
                 f"temperature must be a number above 0, not {self.temperature!r}; "
                 "for the most probable token use do_sample=False"
             )
-        _check_int("top_k", self.top_k, 0, optional=True)
-        if not _is_real(self.top_p) or not 0 < self.top_p <= 1:
+        if self.top_k is not None:
+            check_whole(ArgumentError, "top_k", self.top_k, 0)
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ArgumentError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
         if self.num_return_sequences > 1 and not self.do_sample:
             raise ArgumentError(
@@ -127,9 +129,10 @@ class GenerationConfig:
                 "give the same sequence several times"
             )
         for name in ("bos_token_id", "pad_token_id"):
-            _check_int(name, getattr(self, name), 0, optional=True)
+            if getattr(self, name) is not None:
+                check_whole(ArgumentError, name, getattr(self, name), 0)
         for token in self.eos_token_ids:
-            _check_int("eos_token_id", token, 0)
+            check_whole(ArgumentError, "eos_token_id", token, 0)
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -270,17 +273,6 @@ def _refuse_effect(name: str, value: Any) -> None:
         )
 
 
-def _check_int(name: str, value: Any, low: int, *, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ArgumentError(f"{name} must be a whole number of at least {low}, not {value!r}")
-
-
 def _unless_negative(token: int | None) -> int | None:
     """Some configs write "no such token" as −1."""
     return None if token is None or token < 0 else token
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
