@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,8 +65,8 @@ class Inputs:
 
     mask: Tensor | None
     columns: dict[str, Tensor]  # each (B, T, ...): cut into chunks
-    whole: dict[str, Tensor] = field(default_factory=dict)  # given to every call as it is
-    labels: Tensor | None = None
+    whole: dict[str, Tensor]  # given to every call as it is
+    labels: Tensor  # (B, T), real targets at padding too
 
     @property
     def full_mask(self) -> Tensor:
@@ -90,17 +90,19 @@ def make_inputs(case: Case, *, cross_attention: bool = False) -> Inputs:
         whole["encoder_attention_mask"] = torch.tensor(
             [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 1]]
         )
-    return Inputs(mask, columns, whole, _labels(mask))
-
-
-def _labels(mask: Tensor | None) -> Tensor:
-    """Random targets; −100 at padding, at a token behind padding, and at one real token."""
     labels = random_ids(6, BATCH, LENGTH)
     labels[1, 4] = -100
-    if mask is not None:
-        behind = torch.nn.functional.pad(mask[:, :-1], (1, 0), value=1)
-        labels = labels.masked_fill((mask == 0) | (behind == 0), -100)
-    return labels
+    return Inputs(mask, columns, whole, labels)
+
+
+def labels_without_padding(inputs: Inputs) -> Tensor:
+    """The labels as the reference needs them: −100 at padding, and at a token behind padding.
+
+    Ours leaves out by itself whatever has padding for its source or its target.
+    """
+    mask = inputs.full_mask
+    behind = torch.nn.functional.pad(mask[:, :-1], (1, 0), value=1)
+    return inputs.labels.masked_fill((mask == 0) | (behind == 0), -100)
 
 
 def calls(case: Case, inputs: Inputs, *, for_theirs: bool) -> list[dict[str, Any]]:

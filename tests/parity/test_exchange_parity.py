@@ -166,6 +166,21 @@ def test_an_untied_head_is_not_made_up(tmp_path: Path) -> None:
         load_ours("GPT2LMHeadModel", tmp_path)
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_pruned_model_goes_both_ways(tmp_path: Path, cls: str) -> None:
+    theirs = make_theirs(cls)
+    if not hasattr(theirs, "prune_heads"):
+        pytest.skip("this transformers has no pruned heads; the golden files have")
+    theirs.prune_heads({0: [1], 1: [0, 3]})
+    theirs.save_pretrained(tmp_path / "first")
+    ours = load_ours(cls, tmp_path / "first")
+    compare("logits, their files", output(ours), output(theirs), where=f"{cls} pruned")
+    ours.save_pretrained(tmp_path / "second")
+    again, info = load_theirs(cls, tmp_path / "second")
+    assert_complete(info)
+    compare("logits, our files", output(ours), output(again), where=f"{cls} pruned")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_config_goes_there_and_back(tmp_path: Path, name: str) -> None:
     """No field is lost or changed on the way through our config and theirs."""

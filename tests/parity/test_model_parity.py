@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2.config import ACTIVATION_NAMES
 from tests.helpers import at_attended
-from tests.parity.cases import CASES, Case, Inputs, calls, make_inputs
+from tests.parity.cases import CASES, Case, Inputs, calls, labels_without_padding, make_inputs
 from tests.parity.record import compare, count
 from tests.parity.reference import (
     BACKENDS,
@@ -87,7 +87,8 @@ def run(
     is_lm = type(model).__name__ == "GPT2LMHeadModel"
     for arguments in calls(case, inputs, for_theirs=for_theirs):
         if is_lm and not case.cached:
-            arguments["labels"] = inputs.labels
+            own = not for_theirs
+            arguments["labels"] = inputs.labels if own else labels_without_padding(inputs)
         output = model(
             **arguments,
             past_key_values=past,
