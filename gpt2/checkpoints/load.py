@@ -45,7 +45,8 @@ class LoadReport:
     missing_keys: list[str] = field(default_factory=list)
     """Not stored, and the model may initialise them: the caller has to."""
     mismatched_keys: list[tuple[str, Shape, Shape]] = field(default_factory=list)
-    """(name, stored shape, expected shape), left out by ignore_mismatched_sizes: likewise."""
+    """(name, stored shape, expected shape), left out by ignore_mismatched_sizes: likewise. Both
+    shapes as ``nn.Linear`` has them."""
     dropped: list[str] = field(default_factory=list)
     """Stored names that the model has no place for, and may leave out: another head's."""
     ignored: list[str] = field(default_factory=list)
@@ -240,13 +241,9 @@ class _Loader:
                     self.report.dropped.append(stored_name)
                 else:
                     unexpected.append(f"{stored_name!r:.200} {_sized(stored.shape)}")
-        advice = (
-            "this model has no place for them; load with the class and config of the checkpoint"
-        )
+        advice = "the model has no place for them; load with the checkpoint's own class and config"
         if not self._found:
-            advice = (
-                "none of the names fits, so these are not the weights of a GPT-2 as stored here"
-            )
+            advice = "no stored name fits, so these are not GPT-2 weights in a layout known here"
         return [
             *_listed("unexpected", unexpected, self._block_counts() or advice),
             *_listed("stored twice", twice, "keep one of each"),
@@ -302,13 +299,14 @@ class _Loader:
             shape = self._expected[name]
             if not found.dtype.is_floating_point:
                 unusable.append(f"{found.stored_name!r} {found.dtype}")
-            if found.shape == (shape[::-1] if self._is_turned(found) else shape):
+            turned = found.shape[::-1] if self._is_turned(found) else found.shape
+            if turned == shape:
                 continue
             if found.projection and found.shape in (shape, shape[::-1]):
                 against.append(f"{found.stored_name!r} {_sized(found.shape)}")
                 continue
-            self.report.mismatched_keys.append((name, found.shape, shape))
-            misshapen.append(f"{name!r} {_sized(found.shape)} instead of {_sized(shape)}")
+            self.report.mismatched_keys.append((name, turned, shape))
+            misshapen.append(f"{name!r} {_sized(turned)} instead of {_sized(shape)}")
             (self._copies if name in self._copies else self._found).pop(name)
         rest = "[in, out]" if self.report.orientation == "conv1d" else "[out, in]"
         if ignore_mismatched_sizes:
