@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gpt2.config import GPT2Config
@@ -16,6 +17,7 @@ from gpt2.errors import ArgumentError
 from gpt2.modeling.attention import GPT2Attention
 from gpt2.modeling.cache import KVCache, as_cache
 from gpt2.modeling.inputs import (
+    Placement,
     ValueChecks,
     encoder_visibility,
     head_scales,
@@ -131,58 +133,23 @@ class GPT2Model(GPT2PreTrainedModel):
         """
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
-        require_tensor("attention_mask", attention_mask)
         shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
         past = None if past_key_values is None else as_cache(past_key_values, self.config.n_layer)
-        checks = (
-            check_inputs if isinstance(check_inputs, ValueChecks) else ValueChecks(check_inputs)
+        place = self._place(
+            shape, past, input_ids, attention_mask, token_type_ids, position_ids, check_inputs
         )
-
-        if input_ids is not None:
-            checks.ids_in_range("input_ids", input_ids, self.wte.num_embeddings)
-        if token_type_ids is not None:
-            require_ids("token_type_ids", token_type_ids, shape)
-            checks.ids_in_range("token_type_ids", token_type_ids, self.wte.num_embeddings)
-        if attention_mask is not None and attention_mask.dim() == len(shape) != 2:
-            attention_mask = attention_mask.flatten(0, -2)
-        batch_size, query_length = shape[:-1].numel(), shape[-1]
-        place = place_tokens(
-            batch_size=batch_size,
-            query_length=query_length,
-            past=past,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            n_positions=self.wpe.num_embeddings,
-            dtype=self.wpe.weight.dtype,
-            device=self.wpe.weight.device,
-            checks=checks,
-        )
-
-        if inputs_embeds is None:
-            x = self.wte(input_ids)
-        elif inputs_embeds.shape[-1] != self.config.n_embd:
-            raise ArgumentError(
-                f"inputs_embeds has width {inputs_embeds.shape[-1]}; "
-                f"the model has n_embd = {self.config.n_embd}"
-            )
-        else:
-            x = inputs_embeds
-        x = x.reshape(batch_size, query_length, -1) + self.wpe(place.position_ids)  # (B, T, D)
-        if token_type_ids is not None:
-            x = x + self.wte(token_type_ids).view_as(x)
-        x = self.drop(x)
-
         encoder = self._encoder_visibility(
-            encoder_hidden_states, encoder_attention_mask, batch_size
+            encoder_hidden_states, encoder_attention_mask, shape[:-1].numel()
         )
         keep_cache = _choose(use_cache, self.config.use_cache and not self.training)
+        keep_attentions = _choose(output_attentions, self.config.output_attentions)
+        keep_states = _choose(output_hidden_states, self.config.output_hidden_states)
         cache = None
         if keep_cache or past is not None:
             start = KVCache(self.config.n_layer) if past is None else past
-            cache = start.extended(query_length, place.key_mask)
-        keep_attentions = _choose(output_attentions, self.config.output_attentions)
-        keep_states = _choose(output_hidden_states, self.config.output_hidden_states)
+            cache = start.extended(shape[-1], place.key_mask)
 
+        x = self.drop(self._embed(input_ids, inputs_embeds, token_type_ids, place.position_ids))
         states, attentions, cross_attentions = [], [], []
         for block, scale in zip(self.h, head_scales(head_mask, self.config.n_layer), strict=True):
             if keep_states:
@@ -210,6 +177,58 @@ class GPT2Model(GPT2PreTrainedModel):
             cross_attentions=tuple(cross_attentions) if keep_attentions and encoder else None,
         )
         return output if _choose(return_dict, self.config.return_dict) else output.to_tuple()
+
+    def _place(
+        self,
+        shape: torch.Size,
+        past: KVCache | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        check_inputs: bool | ValueChecks,
+    ) -> Placement:
+        """Check the inputs of ``shape`` (…, T), and say where they stand and what they see."""
+        # A head hands on the checks that it has begun, so that all are answered at once.
+        checks = (
+            check_inputs if isinstance(check_inputs, ValueChecks) else ValueChecks(check_inputs)
+        )
+        for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids)):
+            if ids is not None:
+                require_ids(name, ids, shape)
+                checks.ids_in_range(name, ids, self.wte.num_embeddings)
+        require_tensor("attention_mask", attention_mask)
+        if attention_mask is not None and attention_mask.dim() == len(shape) != 2:
+            attention_mask = attention_mask.flatten(0, -2)
+        return place_tokens(
+            batch_size=shape[:-1].numel(),
+            query_length=shape[-1],
+            past=past,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            n_positions=self.wpe.num_embeddings,
+            dtype=self.wpe.weight.dtype,
+            device=self.wpe.weight.device,
+            checks=checks,
+        )
+
+    def _embed(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor,
+    ) -> Tensor:
+        """wte[ids] + wpe[positions] (+ wte[types]), (B, T, D)."""
+        x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        if x.shape[-1] != self.config.n_embd:
+            raise ArgumentError(
+                f"inputs_embeds has width {x.shape[-1]}; "
+                f"the model has n_embd = {self.config.n_embd}"
+            )
+        if token_type_ids is not None:
+            x = x + self.wte(token_type_ids)
+        return x.flatten(0, -3) + self.wpe(position_ids)  # type: ignore[no-any-return]
 
     def _encoder_visibility(
         self, states: Tensor | None, mask: Tensor | None, batch_size: int
