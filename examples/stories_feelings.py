@@ -27,7 +27,7 @@ FEELINGS: dict[str, tuple[str, ...]] = {
     "beat.scene": (
         "The air smelled of hay.",
         "A bird was singing somewhere.",
-        "Far away a bell rang.",
+        "Far away a bell~what rang.",
         "Two snails were having a race.",
         "High up the clouds drifted by.",
         "It was very quiet.",

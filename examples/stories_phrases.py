@@ -246,7 +246,7 @@ TRANSFERS: dict[str, tuple[str, ...]] = {
     ),
     "leave": (
         "{a} left {t} {s.in} and waited a little longer.",
-        "After an hour {a} put {t} down {s.in}.",
+        "After a while {a} put {t} down {s.in}.",
     ),
     "stuck.tree": (
         "{a} threw {t} up for fun, and {t.they} got stuck high {s.in}.",
@@ -261,7 +261,10 @@ TRANSFERS: dict[str, tuple[str, ...]] = {
         '{a} had put {t} {s.in}. "Go and get {t.it}," {a.he} told {b}.',
     ),
     "map": ("Something was sticking out {s.in}. It was {t.a}.", "There {t.was} {t.a} {s.in}."),
-    "hint": ("The map pointed at something {s.in}.", "There was a big cross on the map: {s.in}."),
+    "hint": (
+        "The map~what pointed at something {s.in}.",
+        "There was a big cross on the map~what: {s.in}.",
+    ),
     "cook": (
         "{A} cut up {t} and began to cook {d}.",
         "{t} went into the pot, and {a} began to make {d}.",

@@ -163,7 +163,7 @@ def parse(template: str) -> tuple[Piece, ...]:
             pieces.append(Piece(before, OTHER, role, form, after))
         else:
             word, _, rest = chunk.partition("~")
-            tag = rest.rstrip(".,!?\"';")
+            tag = rest.rstrip(".,:!?\"';")
             pieces.append(Piece(word + rest[len(tag) :], tag or OTHER))
     return tuple(pieces)
 
