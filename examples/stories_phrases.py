@@ -281,9 +281,9 @@ TRANSFERS: dict[str, tuple[str, ...]] = {
 
 NOTES: dict[str, tuple[str, ...]] = {
     "play": (
-        "{A} {t.used} for a while.",
-        "For an hour {a} did nothing but {t.use}.",
-        "There {a} {t.used}, and the time went by.",
+        "{A} took {t} at once and {t.used} for a while.",
+        "Now that {a} had {t}, {a.he} did nothing but {t.use}.",
+        "{A} would not let go of {t} and spent an hour {t.using}.",
     ),
     "missed": (
         '"Where {t.is} my {t.bare}?" cried {a}.',

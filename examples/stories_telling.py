@@ -90,7 +90,6 @@ def _the(word: str, tag: str) -> Words:
 _PERSON: dict[str, Callable[[Person], Words]] = {
     "name": _name, "kind": _species, "new": _new, "s": _possessive,
     "he": _pronoun("she", "he"), "him": _pronoun("her", "him"), "his": _pronoun("her", "his"),
-    "himself": _pronoun("herself", "himself"),
 }  # fmt: skip
 _THING: dict[str, Callable[[Thing], Words]] = {
     "": lambda thing: (("the", OTHER), *_bare(thing)),
@@ -100,7 +99,7 @@ _THING: dict[str, Callable[[Thing], Words]] = {
     "noun": lambda thing: ((thing.noun.word, WHAT),),
     "adj": lambda thing: ((thing.adjective, WHAT),),
     "it": _agree("it", "them", WHAT), "they": _agree("it", "they", WHAT),
-    "was": _agree("was", "were"), "is": _agree("is", "are"), "has": _agree("has", "have"),
+    "was": _agree("was", "were"), "is": _agree("is", "are"),
     "this": lambda thing: (("these" if thing.noun.plural else "this", OTHER), *_bare(thing)),
     "use": _use("base"), "used": _use("past"), "using": _use("ing"),
     "broke": lambda thing: _plain(thing.noun.broke),
@@ -116,9 +115,7 @@ _SPOT: dict[str, Callable[[Spot], Words]] = {
     "in": lambda spot: ((spot.preposition, OTHER), *_the(spot.word, WHERE)),
 }
 _VERB: dict[str, Callable[[Verb], Words]] = {
-    "base": lambda verb: _plain(verb.base),
     "past": lambda verb: _plain(verb.past),
-    "ing": lambda verb: _plain(verb.ing),
 }
 _PHRASE: dict[str, Callable[[Phrase], Words]] = {
     "": lambda phrase: tuple((word, phrase.tag) for word in phrase.words.split()),

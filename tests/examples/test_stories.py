@@ -144,6 +144,37 @@ def test_no_grammar_slips(sample: list[Any], slip: str) -> None:
     assert not found, f"{slip} in {len(found)} stories: {found[0]}"
 
 
+def test_forms_agree_in_number_and_gender(modules: dict[str, ModuleType]) -> None:
+    lexicon, world, telling = (
+        modules[f"stories_{part}"] for part in ("lexicon", "world", "telling")
+    )
+    nouns = {noun.word: noun for noun in lexicon.NOUNS}
+
+    def say(entity: Any, form: str = "") -> str:
+        return " ".join(word for word, _ in telling.say(entity, form))
+
+    hat, boots = (world.Thing("orange", nouns[word]) for word in ("hat", "boots"))
+    forms = ("a", "", "short", "was", "it", "they", "this", "use", "used", "using")
+    assert [say(hat, form) for form in forms] == [
+        "an orange hat", "the orange hat", "the hat", "was", "it", "it", "this orange hat",
+        "wear it", "wore it", "wearing it",
+    ]  # fmt: skip
+    assert [say(boots, form) for form in forms] == [
+        "some orange boots", "the orange boots", "the boots", "were", "them", "they",
+        "these orange boots", "wear them", "wore them", "wearing them",
+    ]  # fmt: skip
+    olive = next(animal for animal in lexicon.ANIMALS if animal.name == "Olive")
+    assert say(olive, "new") == "an owl named Olive"
+    assert [say(olive, form) for form in ("kind", "he", "him", "his", "s")] == [
+        "the owl", "she", "her", "her", "Olive's",
+    ]  # fmt: skip
+    baker = next(elder for elder in lexicon.ELDERS if elder.name == "the baker")
+    assert [say(baker, form) for form in ("new", "kind", "he", "s")] == [
+        "the baker", "the baker", "he", "the baker's",
+    ]  # fmt: skip
+    assert [say(lexicon.HOME, form) for form in ("", "in", "to")] == ["home", "at home", "home"]
+
+
 def test_every_sentence_can_be_told(modules: dict[str, ModuleType]) -> None:
     """Each template of each kind is reached by some plot, with all of its roles filled."""
     telling = modules["stories_telling"]
@@ -176,6 +207,18 @@ def test_the_answer_stands_at_its_offsets(sample: list[Any]) -> None:
         assert not story.text[story.answer_end : story.answer_end + 1].isalpha()
         assert story.question[0].isupper()
         assert story.question.endswith("?")
+
+
+def test_the_answer_stands_where_the_story_settles_it(sample: list[Any]) -> None:
+    """Not at a later mention of the same name, which says nothing about the question."""
+    checked = 0
+    for story in sample:
+        if story.question.startswith("Who bought"):
+            purchase = re.search(r"[^.]*\b(bought|paid)\b[^.]*\.", story.text)
+            assert purchase, story
+            assert story.answer_start < purchase.end()
+            checked += 1
+    assert checked >= 20
 
 
 def test_every_kind_of_question_is_asked(sample: list[Any]) -> None:
@@ -224,6 +267,9 @@ def test_endings_differ_in_the_facts_alone(
         rest = 0
         while rest < min(len(right), len(wrong)) - same and right[-1 - rest] == wrong[-1 - rest]:
             rest += 1
+        # "in the garden", "the baker": nothing else is said in other words.
+        assert len(right) - rest - same <= 3
+        assert len(wrong) - rest - same <= 3
         changed = " ".join(wrong[same : len(wrong) - rest]).rstrip(".")
         words = {bare(word).lower() for word in story.context.split()}
         assert {bare(word).lower() for word in changed.split()[-1:]} <= words, story
