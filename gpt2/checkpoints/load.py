@@ -22,7 +22,7 @@ from gpt2.checkpoints.layouts import (
     block_numbers,
     model_name,
 )
-from gpt2.checkpoints.tensorfiles import StateDict
+from gpt2.checkpoints.tensorfiles import Scratch, StateDict
 from gpt2.checkpoints.weightfiles import open_weight_files
 from gpt2.errors import ArgumentError, StateDictError
 
@@ -348,11 +348,15 @@ class _Loader:
                 tensor, own = found.source.read(found.stored_name)
                 self._check_tie(name, copy, twin, tensor)
                 tensors[twin] = self._finished(twin, found, tensor, own, device)
+                del tensor
+        scratch = Scratch()
         for source in self._sources:
             for stored_name in list(source.entries):
                 name, found = by_place.get((id(source), stored_name), ("", None))
                 if found is not None and name not in tensors:
-                    tensor, own = source.read(stored_name)
+                    tensor, own = source.read(
+                        stored_name, scratch if self._is_changed(found, device) else None
+                    )
                     tensors[name] = self._finished(name, found, tensor, own, device)
         report.loaded = len(tensors)
         _log.info("%s: %s", self._where, report.summary())
@@ -383,6 +387,11 @@ class _Loader:
                 "If the checkpoint was trained untied, load it with the config's "
                 "tie_word_embeddings=False"
             )
+
+    def _is_changed(self, found: _Found, device: torch.device) -> bool:
+        """Whether the tensor as read is not yet the result."""
+        same = found.dtype == self.report.dtype and device.type == "cpu"
+        return self._is_turned(found) or not same
 
     def _finished(
         self, name: str, found: _Found, tensor: torch.Tensor, own: bool, device: torch.device

@@ -55,6 +55,25 @@ class Stored:
     dtype: torch.dtype
 
 
+class Scratch:
+    """Memory that one tensor after another is read into, to be copied from.
+
+    Reading each into memory of its own costs more than time: freed pieces between ones that
+    stay are too small for the C library's next aligned request, and the peak doubles.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def tensor(self, stored: Stored) -> torch.Tensor:
+        """An uninitialised tensor of this shape and dtype; ends the use of the last one."""
+        size = torch.Size(stored.shape).numel() * stored.dtype.itemsize
+        if size > self._bytes.numel():
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # let go before asking for more
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size].view(stored.dtype).view(stored.shape)
+
+
 class TensorSource(Protocol):
     """Where tensors come from: a file, or a state dict at hand."""
 
@@ -66,8 +85,12 @@ class TensorSource(Protocol):
     def entries(self) -> Mapping[str, Stored]:
         """Name -> shape and dtype, in the best order to read them."""
 
-    def read(self, name: str) -> tuple[torch.Tensor, bool]:
-        """The tensor as stored, and whether its memory is the caller's to keep."""
+    def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
+        """The tensor as stored, and whether its memory is the caller's to keep.
+
+        With ``scratch`` it may lie there, and is valid until that is used again: for a caller
+        who copies the tensor anyway.
+        """
 
     def close(self) -> None:
         """Let go of the file. Tensors that were read stay whole."""
@@ -102,10 +125,13 @@ class SafetensorsFile:
         self.entries: dict[str, Stored] = {name: stored for name, stored, _ in spans}
         self._offsets = {name: start + begin for name, _, begin in spans}
 
-    def read(self, name: str) -> tuple[torch.Tensor, bool]:
-        """The tensor ``name``, on the CPU, in memory of its own."""
+    def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
+        """The tensor ``name``, on the CPU, in ``scratch`` or else in memory of its own."""
         stored = self.entries[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        if scratch is None:
+            tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        else:
+            tensor = scratch.tensor(stored)
         view = _bytes_of(tensor)
         try:
             self._file.seek(self._offsets[name])
@@ -121,7 +147,7 @@ class SafetensorsFile:
             if isinstance(error, FileFormatError):
                 raise
             raise FileAccessError(f"cannot read {self._path}: {error}") from error
-        return _little_endian(tensor), True
+        return _little_endian(tensor), scratch is None
 
     def close(self) -> None:
         self._file.close()
@@ -302,7 +328,7 @@ class PickledFile:
         }
         self._handed_out: set[int] = set()
 
-    def read(self, name: str) -> tuple[torch.Tensor, bool]:
+    def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
         """The tensor ``name``, on the CPU. It can be had once: its memory is given away."""
         tensor = self._tensors.pop(name).detach()
         storage = tensor.untyped_storage()
@@ -403,7 +429,7 @@ class StateDict:
             name: Stored(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
         }
 
-    def read(self, name: str) -> tuple[torch.Tensor, bool]:
+    def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
         """The tensor itself, which the caller of `read` must copy."""
         return self._tensors[name].detach(), False
 

@@ -8,11 +8,9 @@ all of the old files or all of the new ones.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import platform
-import secrets
 import shutil
 import stat
 import sys
@@ -52,7 +50,7 @@ def staged_directory(
         with _lock(path.parent):
             _recover(path)
             _remove_stale_stages(path)
-            stage = path.parent / f"{_stage_prefix(path)}{secrets.token_hex(6)}"
+            stage = path.parent / f"{_stage_prefix(path)}{os.urandom(6).hex()}"
             stage.mkdir()
             alive = _hold(stage)
     except OSError as error:
@@ -143,7 +141,7 @@ def _flock(path: Path, *, wait: bool) -> int | None:
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):  # another save may just have removed its stage
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -291,6 +289,8 @@ def _exchange(one: Path, other: Path) -> bool:
     number = _SYS_RENAMEAT2.get(platform.machine())
     if sys.platform != "linux" or number is None or sys.maxsize < 2**32:
         return False
+    import ctypes  # at its only use: it takes a while to import
+
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(
         ctypes.c_long(number),

@@ -81,6 +81,7 @@ def test_writes_what_the_safetensors_library_reads(tmp_path: Path) -> None:
     assert_equal(read_all(path), samples())
     with safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0  # for those who map it
 
 
 def test_bytes_on_a_big_endian_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,10 +207,13 @@ ASK = """
     time.sleep = lambda seconds: None  # the client waits between its tries; tests need not
     from gpt2.errors import GPT2Error
     from gpt2.storage.hub import open_repository
-    answers = []
+    answers, opened = [], {}
     for method, name, filename, options in json.loads(sys.argv[1]):
         try:
-            path = getattr(open_repository(name, **options), method)(filename)
+            key = json.dumps([name, options])
+            if key not in opened:
+                opened[key] = open_repository(name, **options)
+            path = getattr(opened[key], method)(filename)
             answers.append(path and ["found", str(path), path.read_text()])
         except GPT2Error as error:
             answers.append([type(error).__name__, str(error)])
@@ -367,6 +370,15 @@ def test_force_download_fetches_again(model: Path, home: Path) -> None:
         ask(environment, ("find", GPT2, "config.json", {"force_download": True}))
         downloads = [request for request in hub.requests if request.method == "GET"]
         assert len(downloads) == 2
+
+
+def test_what_a_commit_lacks_is_asked_once(model: Path, home: Path) -> None:
+    with HubServer({GPT2: model}) as hub:
+        for _ in range(2):
+            questions = [("require", GPT2, "config.json"), ("find", GPT2, "absent.json")]
+            assert ask(hub.environment(home), *questions)[1] is None
+        asked = [request for request in hub.requests if request.path.endswith("absent.json")]
+        assert len(asked) == 1
 
 
 PUSHED_BETWEEN = """
