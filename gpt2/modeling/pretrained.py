@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.checkpoints.load import load_tensors, normalize_state_dict
-from gpt2.checkpoints.save import WEIGHT_FILE_PATTERNS, write_checkpoint
+from gpt2.checkpoints.save import weight_file_patterns, write_checkpoint
 from gpt2.config import CONFIG_NAME, GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, StateDictError, unknown_argument
 from gpt2.storage.atomic import staged_directory
@@ -277,7 +277,7 @@ class GPT2PreTrainedModel(nn.Module):
         if state_dict is not None and config.tie_word_embeddings:
             for name in self.tied_weights:
                 tensors.pop(name, None)
-        with staged_directory(save_directory, replaces=self._replaced_files()) as stage:
+        with staged_directory(save_directory, replaces=self._replaced_files(variant)) as stage:
             config.write_to(stage)
             write_checkpoint(
                 stage,
@@ -288,8 +288,9 @@ class GPT2PreTrainedModel(nn.Module):
             )
             self._write_extras(stage)
 
-    def _replaced_files(self) -> list[str]:
-        return [CONFIG_NAME, *WEIGHT_FILE_PATTERNS]
+    def _replaced_files(self, variant: str | None) -> list[str]:
+        """What a save supersedes; weights of other variants stay beside those of one."""
+        return [CONFIG_NAME, *weight_file_patterns(variant)]
 
     def _write_extras(self, stage: Any) -> None:
         """Write what else belongs to this class into the staged directory."""

@@ -393,6 +393,15 @@ def test_saving_replaces_its_files_as_a_whole_and_leaves_the_others(tmp_path: Pa
     assert [p.name for p in tmp_path.iterdir()] == ["m"]  # no stage stays behind
 
 
+def test_a_variant_stands_beside_the_plain_weights(tmp_path: Path) -> None:
+    tiny_model(seed=1).save_pretrained(tmp_path)
+    tiny_model(seed=2).save_pretrained(tmp_path, variant="fp16")
+    assert torch.equal(load(tmp_path)(IDS).logits, tiny_model(seed=1)(IDS).logits)
+    assert torch.equal(load(tmp_path, variant="fp16")(IDS).logits, tiny_model(seed=2)(IDS).logits)
+    tiny_model(seed=3).save_pretrained(tmp_path)  # a new model leaves no variant of the old one
+    assert not list(tmp_path.glob("*fp16*"))
+
+
 def test_saving_over_the_directory_one_came_from(saved: Path) -> None:
     model = load(saved)
     with torch.no_grad():
