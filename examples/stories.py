@@ -9,8 +9,9 @@ made up by rules: a plot acts on a world of people, places and things
 (``stories_telling.py``, ``stories_phrases.py``, ``stories_lexicon.py``), and the truth is read
 from the same world. Only the standard library is used.
 
-Tasks and their majority baselines: mood 25 % (four moods, equally likely); ending 50 %;
-tags 73 % (``other``); answer spans have none worth the name.
+Baselines to beat: mood 25 % (four, equally likely; 36 % for the best rule about one word), ending
+50 % (65 % for "whoever is mentioned last"), tags 73 % (``other``). A story's entropy, counted as
+the cost of the random choices that made it, is about 80 nats: 0.7 per word.
 """
 
 from __future__ import annotations
