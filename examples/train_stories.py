@@ -34,15 +34,15 @@ END = "<|endoftext|>"
 class Recipe:
     """The sizes of a run; ``width`` is the length of a training row in tokens."""
 
-    steps: int = 1700
-    batch_size: int = 16
+    steps: int = 6000
+    batch_size: int = 4
     vocab_size: int = 1024
     width: int = 256
-    n_embd: int = 128
-    n_layer: int = 6
+    n_embd: int = 160
+    n_layer: int = 4
     n_head: int = 4
     learning_rate: float = 3e-3
-    warmup: int = 100
+    warmup: int = 200
     corpus: int = 5000  # stories that the vocabulary is learnt from
     held_out: int = 256  # rows of the held-out set
     evaluations: int = 10

@@ -1,0 +1,84 @@
+"""The examples as a user runs them: as scripts, in a new process, without a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+STORIES = EXAMPLES / "stories-gpt2"
+PROMPT = "One day a girl named Mia"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run an example; a download would be an error."""
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_generate_streams_what_the_library_generates() -> None:
+    tokenizer = GPT2Tokenizer.from_pretrained(STORIES)
+    model = GPT2LMHeadModel.from_pretrained(STORIES)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    expected = tokenizer.decode(
+        model.generate(**inputs, max_new_tokens=40)[0], skip_special_tokens=True
+    )
+    done = run(
+        "generate.py", "--prompt", PROMPT, "--greedy", "--max-new-tokens", "40", "--device", "cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip("\n") == expected
+    assert "tok/s" in done.stderr
+
+
+def test_generate_by_seed_without_a_prompt() -> None:
+    texts = [run("generate.py", "--seed", seed, "--device", "cpu") for seed in ("1", "1", "2")]
+    assert all(done.returncode == 0 for done in texts), texts[0].stderr
+    first, again, other = (done.stdout for done in texts)
+    assert first == again != other
+    assert len(first.split()) > 30
+
+
+def test_generate_says_what_is_wrong_in_one_line() -> None:
+    done = run("generate.py", "--model", "no/such/model")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: 'no/such/model'")
+    assert "Traceback" not in done.stderr
+    done = run("generate.py", "--temperature", "0")
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: temperature must be a number above 0")
+
+
+def test_the_embedded_checkpoint_is_small_and_good() -> None:
+    size = sum(file.stat().st_size for file in STORIES.iterdir())
+    assert size <= 4_000_000
+    tokenizer = GPT2Tokenizer.from_pretrained(STORIES)
+    model = GPT2LMHeadModel.from_pretrained(STORIES)
+    assert len(tokenizer) == model.config.vocab_size
+    text = (
+        "<|endoftext|>One rainy morning, a girl named Zoe was at the mill. There she met a boy "
+        "named Tom."
+    )
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = model(ids, labels=ids).loss.item()
+    assert loss < 2.0  # a uniform guess among the vocabulary would be 6.9
+
+
+def test_benchmark_runs_without_a_peer() -> None:
+    done = run("benchmark.py", "import", "--rounds", "1", "--against", "nothing")
+    assert done.returncode == 0, done.stderr
+    assert "tokenizer class" in done.stdout
