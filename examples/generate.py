@@ -2,7 +2,7 @@
 
     python examples/generate.py
     python examples/generate.py --prompt "Mia found a lamp" --seed 7 --temperature 0.7
-    python examples/generate.py --model openai-community/gpt2 --prompt "Hello, I'm a language model,"
+    python examples/generate.py --model openai-community/gpt2 --prompt "Hello, I'm a language"
 
 Without --model it uses the small checkpoint beside this script and needs no network.
 """

@@ -69,6 +69,8 @@ class GPT2PreTrainedModel(nn.Module):
         """
         path, _, leaf = name.rpartition(".")
         parameter = self.get_parameter(name)
+        if parameter.is_meta:
+            return  # nothing is there yet
         if leaf == "bias":
             nn.init.zeros_(parameter)
         elif isinstance(self.get_submodule(path), nn.LayerNorm):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,18 @@ def test_a_loaded_model_is_ready_to_use(saved: Path) -> None:
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model(IDS).logits, LOGITS)
     assert load(str(saved)).config == model.config  # type: ignore[arg-type]
+
+
+def test_loading_does_not_import_the_compiler(saved: Path) -> None:
+    """Initialising on the meta device would, and that takes over a second."""
+    program = f"""
+import sys
+from gpt2 import GPT2LMHeadModel
+GPT2LMHeadModel.from_pretrained({str(saved)!r})
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_loading_draws_no_random_numbers(saved: Path) -> None:
