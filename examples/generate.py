@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default=str(EMBEDDED), help="hub name or directory (default: the stories model)")
     add("--prompt", help="text to continue (default: nothing for the stories model)")
     add("--max-new-tokens", type=int, help="at most so many (default: 150, or what fits)")
-    add("--temperature", type=float, default=0.8, help="above 0; lower is more predictable")
+    add("--temperature", type=float, default=0.7, help="above 0; lower is more predictable")
     add("--top-k", type=int, default=50, help="sample among the k most probable tokens; 0: all")
     add("--top-p", type=float, default=0.95, help="sample among tokens of this total probability")
     add("--greedy", action="store_true", help="always the most probable token, no sampling")
