@@ -6,6 +6,7 @@ huggingface_hub reads its settings when it is imported.
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -86,6 +87,25 @@ def test_online_then_offline_warm_then_offline_cold(checkpoint: Path, tmp_path: 
     assert cold["error"] == "HubError"
     assert NAME in str(cold["message"])
     assert "offline" in str(cold["message"])
+
+
+def test_the_quick_start_of_the_readme(checkpoint: Path, tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    program = readme.split("## Quick start")[1].split("```python\n")[1].split("```")[0]
+    with HubServer({NAME: checkpoint}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=hub.environment(tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    first, second = ast.literal_eval(done.stdout)
+    assert first.startswith("Hello, I'm a language model,")
+    assert second.startswith("Once")
+    assert len(second) > len("Once")
 
 
 def test_revision_subfolder_and_variant_by_name(checkpoint: Path, tmp_path: Path) -> None:
