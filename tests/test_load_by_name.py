@@ -45,7 +45,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoint")
     words = ["one two three four five six seven eight nine ten"] * 20
     tokenizer = GPT2Tokenizer.train(words, vocab_size=300, show_progress=False)
-    tiny_model(GPT2LMHeadModel, vocab_size=len(tokenizer)).save_pretrained(directory)
+    model = tiny_model(GPT2LMHeadModel, vocab_size=len(tokenizer), n_positions=128)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
