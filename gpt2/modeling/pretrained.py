@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,26 @@ class GPT2PreTrainedModel(nn.Module):
 
     # -- loading --------------------------------------------------------------------------------
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[False] = False,
+        **arguments: Any,
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[True],
+        **arguments: Any,
+    ) -> tuple[Self, dict[str, list[Any]]]: ...
+
     @classmethod
     def from_pretrained(
         cls,
@@ -146,7 +166,7 @@ class GPT2PreTrainedModel(nn.Module):
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,
         low_cpu_mem_usage: bool | None = None,
         **overrides: Any,
-    ) -> Any:
+    ) -> Self | tuple[Self, dict[str, list[Any]]]:
         """A model in eval mode with the weights of a hub repository or a directory.
 
         ``config``: a config, or where to read one, in place of the
