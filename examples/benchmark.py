@@ -2,9 +2,11 @@
 
     python examples/benchmark.py import
     python examples/benchmark.py load --rounds 7
+    python examples/benchmark.py tokenizer --against tiktoken,transformers --vocabulary DIR
 
-Every sample is a new process. The peer is transformers where it is installed,
-else this library is timed alone. To add a benchmark: write one more Benchmark.
+Every sample is a new process, except in the tokenizer's benchmark, which has a file of its own:
+benchmark_tokenizer.py. A peer that is not installed is left out. To add a benchmark of new
+processes: write one more Benchmark.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import benchmark_tokenizer
+
 import gpt2
 
 OURS = "gpt2"
+PEERS = ("transformers", "tiktoken")
 # Prints one JSON object: what was measured -> seconds. `mark` is the time since the last mark.
 PRELUDE = """
 import json, sys, time
@@ -107,13 +112,9 @@ def sample(code: str, directory: Path) -> dict[str, float]:
     return figures
 
 
-def run(benchmark: Benchmark, rounds: int, against: str | None) -> None:
+def run(benchmark: Benchmark, rounds: int, against: list[str]) -> None:
     """Warm up once, then time the libraries in turn; print medians and ratios."""
-    names = [OURS]
-    if against is not None and importlib.util.find_spec(against):
-        names.append(against)
-    else:
-        print("transformers is not installed: nothing to compare with")
+    names = [OURS, *(name for name in against if name in benchmark.code)]
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made) / "work"
         directory.mkdir()
@@ -137,19 +138,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=BENCHMARKS, help="what to time")
+    parser.add_argument("benchmark", choices=[*BENCHMARKS, "tokenizer"], help="what to time")
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default 5)")
-    parser.add_argument("--against", default="transformers", choices=["transformers", "nothing"])
+    parser.add_argument(
+        "--against",
+        default="transformers",
+        help="peers with commas between: transformers (default), tiktoken; or nothing",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        help="tokenizer: directory of vocab.json and merges.txt (default: GPT-2's, from the cache)",
+    )
+    parser.add_argument("--text", type=Path, help="tokenizer: a file of English prose")
+    parser.add_argument(
+        "--size", type=int, default=1_000_000, help="tokenizer: characters per text (default 10**6)"
+    )
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1, not {arguments.rounds}")
-    packages = ["torch", "numpy", "transformers"]
+    peers = [] if arguments.against == "nothing" else arguments.against.split(",")
+    for peer in peers:
+        if peer not in PEERS:
+            parser.error(f"--against names {peer!r}; the peers are {', '.join(PEERS)}, or nothing")
+    against = [peer for peer in peers if importlib.util.find_spec(peer)]
+    for peer in set(peers) - set(against):
+        print(f"{peer} is not installed: nothing to compare with")
+    packages = ["torch", "numpy", *PEERS]
     found = [f"{p} {version(p)}" for p in packages if importlib.util.find_spec(p)]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(", ".join([f"gpt2 {gpt2.__version__}", *found]))
+    if arguments.benchmark == "tokenizer":
+        benchmark_tokenizer.run(
+            arguments.vocabulary, against, arguments.text, arguments.rounds, arguments.size
+        )
+        return
     benchmark = BENCHMARKS[arguments.benchmark]
     print(f"{arguments.benchmark}: {benchmark.help}")
-    run(benchmark, arguments.rounds, None if arguments.against == "nothing" else arguments.against)
+    run(benchmark, arguments.rounds, against)
 
 
 if __name__ == "__main__":

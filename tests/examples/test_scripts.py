@@ -16,7 +16,7 @@ STORIES = EXAMPLES / "stories-gpt2"
 PROMPT = "One day a girl named Mia"
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run an example; a download would be an error."""
     return subprocess.run(
         [sys.executable, str(EXAMPLES / script), *arguments],
@@ -24,7 +24,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=120,
         check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
     )
 
 
@@ -82,3 +82,18 @@ def test_benchmark_runs_without_a_peer() -> None:
     done = run("benchmark.py", "import", "--rounds", "1", "--against", "nothing")
     assert done.returncode == 0, done.stderr
     assert "tokenizer class" in done.stdout
+
+
+def test_benchmark_of_the_tokenizer() -> None:
+    sizes = ["--rounds", "1", "--size", "5000", "--against", "nothing"]
+    done = run("benchmark.py", "tokenizer", "--vocabulary", str(STORIES), *sizes)
+    assert done.returncode == 0, done.stderr
+    for task in ("load", "encode cold, Python code", "batch of", "decode, other", "white space"):
+        assert task in done.stdout
+
+
+def test_benchmark_says_where_a_vocabulary_could_come_from(tmp_path: Path) -> None:
+    done = run("benchmark.py", "tokenizer", "--against", "nothing", HF_HUB_CACHE=str(tmp_path))
+    assert done.returncode != 0
+    assert "--vocabulary DIR" in done.stderr
+    assert "Traceback" not in done.stderr
