@@ -64,20 +64,34 @@ class AddedTokens:
         >>> AddedTokens({50256: AddedToken("<|endoftext|>")}).split("one<|endoftext|>two")
         ['one', 50256, 'two']
         """
+        return [text[start:end] if id_ is None else id_ for start, end, id_ in self.spans(text)]
+
+    def spans(self, text: str) -> list[tuple[int, int, int | None]]:
+        """Where the pieces of `split` stand: (start, end, id or None for text), in characters.
+
+        The white space that a token takes along belongs to its span.
+        """
         if not text:
             return []
-        pieces: list[str | int] = [text]
+        spans: list[tuple[int, int, int | None]] = [(0, len(text), None)]
         # Searching for fixed text is several times faster than for a pattern, and mostly in vain.
         if any(content in text for content in self._contents):
             for pattern in self._passes:
-                pieces = [
+                spans = [
                     part
-                    for piece in pieces
-                    for part in (self._cut(piece, pattern) if isinstance(piece, str) else (piece,))
+                    for start, end, id_ in spans
+                    for part in (
+                        self._cut(text[start:end], start, pattern)
+                        if id_ is None
+                        else ((start, end, id_),)
+                    )
                 ]
-        return pieces
+        return spans
 
-    def _cut(self, text: str, pattern: re.Pattern[str]) -> Iterator[str | int]:
+    def _cut(
+        self, text: str, at: int, pattern: re.Pattern[str]
+    ) -> Iterator[tuple[int, int, int | None]]:
+        """The spans of a piece that stands at the place ``at`` of the whole text."""
         done = 0  # the text before this place has been handed out
         for found in pattern.finditer(text):
             id_, token = self._by_content[found.group()]
@@ -90,11 +104,11 @@ class AddedTokens:
             while token.rstrip and end < len(text) and text[end] in _WHITE_SPACE:
                 end += 1
             if done < start:
-                yield text[done:start]
-            yield id_
+                yield at + done, at + start, None
+            yield at + start, at + end, id_
             done = end
         if done < len(text):
-            yield text[done:]
+            yield at + done, at + len(text), None
 
 
 def _is_word(character: str) -> bool:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.errors import ArgumentError, ArgumentTypeError, FileFormatError, unknown_argument
-from gpt2.tokenization import batching, files
-from gpt2.tokenization.batching import NO_LIMIT, BatchEncoding
-from gpt2.tokenization.decoding import TokenDecoder
+from gpt2.errors import ArgumentError, FileFormatError, unknown_argument
+from gpt2.tokenization import files
+from gpt2.tokenization.arguments import NO_LIMIT
+from gpt2.tokenization.calls import TextCalls, keywords_of
 from gpt2.tokenization.settings import complaint_about
 from gpt2.tokenization.vocabulary import Tables, Vocabulary
 from gpt2.tokenization.words import TextEncoder
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _END = "<|endoftext|>"
 
 
-class GPT2Tokenizer(TokenDecoder):
+class GPT2Tokenizer(TextCalls):
     """Byte-level BPE, as GPT-2 has it: every string has ids, and the ids give it back.
 
     >>> tokenizer = GPT2Tokenizer.from_pretrained("openai-community/gpt2")
@@ -125,7 +125,6 @@ class GPT2Tokenizer(TokenDecoder):
         self._encoder = TextEncoder(
             self._vocabulary.encoder, replace_surrogates=surrogates == "replace"
         )
-        self._lacks_bytes = any(id_ < 0 for id_ in self._vocabulary.byte_ids)
         self._surrogates = surrogates
         self.errors = errors
         self.add_prefix_space = add_prefix_space
@@ -178,7 +177,7 @@ class GPT2Tokenizer(TokenDecoder):
         known = _argument_names() - {"vocab_file", "merges_file", "tokenizer_file", "name_or_path"}
         for name in overrides:
             if name not in known:
-                own = _keywords_of(cls.from_pretrained)
+                own = keywords_of(cls.from_pretrained)
                 raise unknown_argument("GPT2Tokenizer.from_pretrained", name, known | own)
         from gpt2.storage.hub import open_repository
 
@@ -239,7 +238,7 @@ class GPT2Tokenizer(TokenDecoder):
         known = _argument_names() - {"vocab_file", "merges_file", "tokenizer_file"}
         for name in settings:
             if name not in known:
-                own = _keywords_of(cls.train)
+                own = keywords_of(cls.train)
                 raise unknown_argument("GPT2Tokenizer.train", name, known | own)
         special = list(special_tokens)
         vocab, merges = training.train(
@@ -289,155 +288,6 @@ class GPT2Tokenizer(TokenDecoder):
             after=self.eos_token if self.add_eos_token else None,
         )
 
-    # ------------------------------------------------------------------------ text -> ids
-
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        *,
-        add_special_tokens: bool = True,
-        padding: batching.Padding = False,
-        truncation: batching.Truncation = False,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_tensors: batching.TensorKind | None = None,
-        return_attention_mask: bool = True,
-        **unknown: Any,
-    ) -> BatchEncoding:
-        """The ids and the mask of a text, or of each text of a list.
-
-        Where the tokenizer has no pad token, padding is filled with the EOS token (or else id 0):
-        the mask tells it from text, and is all that this library's models look at.
-
-        Args:
-            text: one text, or a list of them.
-            add_special_tokens: put BOS and EOS around each text, if the tokenizer is set to.
-            padding: True or "longest", "max_length", or False.
-            truncation: True cuts texts to ``max_length`` (else ``model_max_length``) tokens, BOS
-                and EOS included, on the side ``truncation_side``.
-            max_length: the length in tokens for both.
-            pad_to_multiple_of: round the padded length up to a multiple of it.
-            padding_side: "left" or "right", in place of the tokenizer's.
-            return_tensors: "pt" (torch) or "np" (numpy) for int64 tensors (B, T), one text being
-                a batch of one; None for lists.
-            return_attention_mask: False leaves attention_mask out.
-
-        Returns:
-            input_ids and attention_mask (1 for a token, 0 for padding).
-
-        Raises:
-            ArgumentTypeError: an unknown argument, or text that is no text.
-            ArgumentError: lone surrogates in a text; arguments that contradict each other;
-                rows of different lengths for a tensor.
-        """
-        for name in unknown:
-            raise unknown_argument("GPT2Tokenizer()", name, _keywords_of(GPT2Tokenizer.__call__))
-        texts = [text] if isinstance(text, str) else _texts(text)
-        truncate_to, pad_to = batching.length_limit(
-            padding, truncation, max_length, self.model_max_length
-        )
-        side = batching.check_side(
-            "padding_side", self.padding_side if padding_side is None else padding_side
-        )
-        rows = [self._row(one, add_special_tokens, truncate_to) for one in texts]
-        ids, mask = batching.pad_rows(
-            rows, pad_to=pad_to, multiple_of=pad_to_multiple_of, filler=self._filler, side=side
-        )
-        columns = {"input_ids": ids, "attention_mask": mask}
-        if not return_attention_mask:
-            del columns["attention_mask"]
-        if return_tensors is not None:
-            return BatchEncoding(
-                {
-                    name: batching.to_tensor(name, column, return_tensors)
-                    for name, column in columns.items()
-                }
-            )
-        if isinstance(text, str):
-            return BatchEncoding({name: column[0] for name, column in columns.items()})
-        return BatchEncoding(columns)
-
-    def encode(self, text: str, **arguments: Any) -> Any:
-        """The ids of one text: ``tokenizer(text, **arguments)["input_ids"]``.
-
-        >>> tokenizer.encode("Hello world")
-        [15496, 995]
-
-        Raises:
-            ArgumentTypeError: ``text`` is no string.
-        """
-        if not isinstance(text, str):
-            raise ArgumentTypeError(
-                f"encode takes one text, not {type(text).__name__}; for several there is "
-                "tokenizer(texts)"
-            )
-        if not arguments:
-            return self._row(text, True, None)
-        return self(text, **arguments)["input_ids"]
-
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of one text as the vocabulary file spells them, without BOS and EOS.
-
-        >>> tokenizer.tokenize("Hello world")
-        ['Hello', 'Ġworld']
-        """
-        if not isinstance(text, str):
-            raise ArgumentTypeError(f"tokenize takes one text, not {type(text).__name__}")
-        return [self._vocabulary.tokens[id_] for id_ in self._ids(text)]
-
-    def _row(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
-        ids = self._ids(text)
-        before = self._ids_around("bos_token") if add_special_tokens else []
-        after = self._ids_around("eos_token") if add_special_tokens else []
-        if limit is not None:
-            room = limit - len(before) - len(after)
-            if room < 0:
-                raise ArgumentError(
-                    f"max_length={limit} leaves no room for the BOS and EOS tokens that are added"
-                )
-            side = batching.check_side("truncation_side", self.truncation_side)
-            ids = ids[:room] if side == "right" else ids[max(len(ids) - room, 0) :]
-        return [*before, *ids, *after] if before or after else ids
-
-    def _ids_around(self, role: str) -> list[int]:
-        """The id that is put before or behind every text, in a list; an empty one if none is."""
-        if not getattr(self, f"add_{role}"):
-            return []
-        id_ = getattr(self, f"{role}_id")
-        if id_ is None:
-            raise ArgumentError(f"add_{role} is set, but the tokenizer has no {role}")
-        return [id_]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for piece in self._vocabulary.finder.split(text):
-            if isinstance(piece, int):
-                ids.append(piece)
-            elif self.add_prefix_space and not piece.startswith(" "):
-                ids += self._encoder.encode(" " + piece)
-            else:
-                ids += self._encoder.encode(piece)
-        return self._without_unknown(ids) if self._lacks_bytes else ids
-
-    def _without_unknown(self, ids: list[int]) -> list[int]:
-        if min(ids, default=0) >= 0:
-            return ids
-        unknown = self.unk_token_id
-        if unknown is None:
-            raise ArgumentError(
-                f"the vocabulary has no token for the byte 0x{-1 - min(ids):02x} of the text, and "
-                "there is no unk_token to stand in for it"
-            )
-        return [unknown if id_ < 0 else id_ for id_ in ids]
-
-    @property
-    def _filler(self) -> int:
-        for id_ in (self.pad_token_id, self.eos_token_id):
-            if id_ is not None:
-                return id_
-        return 0
-
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(name_or_path={self.name_or_path!r}, {len(self)} tokens, "
@@ -449,29 +299,7 @@ GPT2TokenizerFast = GPT2Tokenizer
 """The same class under the name that the reference gives its Rust-backed twin."""
 
 
-def _texts(texts: Any) -> list[str]:
-    """The texts of a batch.
-
-    Raises:
-        ArgumentTypeError: it is no sequence of strings.
-    """
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Sequence):
-        raise ArgumentTypeError(
-            f"text must be a string or a list of strings, not {type(texts).__name__}"
-        )
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ArgumentTypeError(
-                f"text[{index}] must be a string, not {type(text).__name__}: {text!r:.100}"
-            )
-    return list(texts)
-
-
 def _argument_names() -> set[str]:
     code = GPT2Tokenizer.__init__.__code__
     names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
     return {name for name in names if not name.startswith("_")}
-
-
-def _keywords_of(function: Any) -> set[str]:
-    return set(function.__kwdefaults__)

@@ -1,0 +1,175 @@
+"""Text -> ids, and where in the text each id comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+from gpt2.errors import ArgumentError
+from gpt2.tokenization.pretokenization import split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpt2.tokenization.added import AddedTokens
+    from gpt2.tokenization.words import TextEncoder
+
+Span = tuple[int, int]
+
+
+@dataclass
+class Traced:
+    """The ids of a text with their origin; three lists of one length.
+
+    Attributes:
+        ids: the ids.
+        spans: first character and the one behind the last that an id has bytes of. Ids that share
+            a character of several bytes share its span.
+        words: the number of the word (as the pattern cuts them, or as they were given) of each id.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """How a tokenizer reads text at one moment: what is added to it later changes nothing here.
+
+    Attributes:
+        finder: the tokens that are kept whole.
+        encoder: ids of the text between them.
+        tokens: id -> token, in the byte alphabet: one character per byte.
+        add_prefix_space: begin every stretch of text with a space, unless it has one.
+        unknown: the id in place of bytes that have none; None where there is none.
+        forbidden: ids of tokens that a text may not contain.
+    """
+
+    finder: AddedTokens
+    encoder: TextEncoder
+    tokens: Sequence[str]
+    add_prefix_space: bool
+    unknown: int | None
+    forbidden: frozenset[int] = frozenset()
+
+    def ids(self, text: str | Sequence[str]) -> list[int]:
+        """The ids of a text, or of words that are encoded one by one.
+
+        Raises:
+            ArgumentError: a lone surrogate, a byte without id, or a forbidden token.
+        """
+        if not isinstance(text, str):
+            return [id_ for word in text for id_ in self.ids(word)]
+        if self.forbidden:
+            self._refuse_forbidden(text)
+        ids: list[int] = []
+        for piece in self.finder.split(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif self.add_prefix_space and not piece.startswith(" "):
+                ids += self.encoder.encode(" " + piece)
+            else:
+                ids += self.encoder.encode(piece)
+        return self._without_unknown(ids)
+
+    def trace(self, text: str | Sequence[str]) -> Traced:
+        """The ids as `ids` has them, each with its span and its word.
+
+        The spans of words that are encoded one by one count from the start of each word.
+        """
+        traced = Traced()
+        if isinstance(text, str):
+            self._trace(text, traced)
+        else:
+            for number, word in enumerate(text):
+                self._trace(word, traced, number)
+        traced.ids = self._without_unknown(traced.ids)
+        return traced
+
+    def _trace(self, text: str, traced: Traced, word_number: int | None = None) -> None:
+        before = len(traced.ids)
+        number = 0
+        for start, end, id_ in self.finder.spans(text):
+            if id_ is None:
+                number = self._trace_piece(text[start:end], start, number, traced)
+            else:
+                traced.ids.append(id_)
+                traced.spans.append((start, end))
+                traced.words.append(number)
+                number += 1
+        if word_number is not None:
+            traced.words[before:] = [word_number] * (len(traced.ids) - before)
+
+    def _trace_piece(self, piece: str, start: int, number: int, traced: Traced) -> int:
+        """Trace text without added tokens; returns the number of the word behind it."""
+        readable = piece
+        try:
+            piece.encode("utf-8")
+        except UnicodeEncodeError:
+            self.encoder.encode(piece)  # refuses it, unless surrogates are to be replaced
+            readable = piece.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        prefix = self.add_prefix_space and not piece.startswith(" ")
+        at = -1 if prefix else 0  # the place in ``readable``; the space before it stands outside
+        first = len(traced.spans)
+        for word in split_words(" " + readable if prefix else readable):
+            ids = self.encoder.encode(word)
+            sizes = [len(self.tokens[id_]) if id_ >= 0 else 1 for id_ in ids]
+            if word.isascii():
+                places: Sequence[int] = range(
+                    at, at + len(word)
+                )  # byte of the word -> its character
+            else:
+                places = [
+                    place
+                    for place, character in enumerate(word, at)
+                    for _ in range(len(character.encode("utf-8")))
+                ]
+            traced.ids += ids
+            traced.words += [number] * len(ids)
+            traced.spans += [
+                # The added space counts as part of the first character.
+                (max(places[begin], 0), max(places[end - 1], 0) + 1)
+                for begin, end in pairwise(accumulate(sizes, initial=0))
+            ]
+            at += len(word)
+            number += 1
+        if start or readable is not piece:
+            origins = _origins(piece, readable)
+            traced.spans[first:] = [
+                (start + origins[begin], start + origins[end])
+                for begin, end in traced.spans[first:]
+            ]
+        return number
+
+    def _refuse_forbidden(self, text: str) -> None:
+        for start, end, id_ in self.finder.spans(text):
+            if id_ in self.forbidden:
+                raise ArgumentError(
+                    f'special_text="error", and the text has the special token '
+                    f'{text[start:end]!r:.200} at character {start}; pass special_text="plain" to '
+                    'read it as plain text, or "allow" where the text is to be trusted'
+                )
+
+    def _without_unknown(self, ids: list[int]) -> list[int]:
+        if min(ids, default=0) >= 0:
+            return ids
+        if self.unknown is None:
+            raise ArgumentError(
+                f"the vocabulary has no token for the byte 0x{-1 - min(ids):02x} of the text, and "
+                "there is no unk_token to stand in for it"
+            )
+        return [self.unknown if id_ < 0 else id_ for id_ in ids]
+
+
+def _origins(text: str, readable: str) -> Sequence[int]:
+    """Place in ``readable`` -> place in the ``text`` whose surrogates were repaired for it."""
+    if len(text) == len(readable):
+        return range(len(text) + 1)
+    origins = [0]
+    for character in readable:
+        place = origins[-1]
+        joined = "\ud800" <= text[place] <= "\udfff" and character != "\ufffd"
+        origins.append(place + (2 if joined else 1))
+    return origins
