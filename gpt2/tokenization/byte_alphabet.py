@@ -7,6 +7,8 @@ space is ``Ġ`` and a newline ``Ċ``. (Radford et al. 2019, ``bytes_to_unicode``
 
 from __future__ import annotations
 
+import codecs
+
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 
@@ -15,7 +17,7 @@ BYTE_CHARACTERS = "".join(
     chr(byte) if byte in _VISIBLE else chr(0x100 + _HIDDEN.index(byte)) for byte in range(256)
 )
 
-_TO_LATIN_1 = {ord(character): byte for byte, character in enumerate(BYTE_CHARACTERS)}
+_TO_BYTES = codecs.charmap_build(BYTE_CHARACTERS)
 _TO_CHARACTER = dict(enumerate(BYTE_CHARACTERS))
 
 
@@ -28,9 +30,10 @@ def to_bytes(token: str) -> bytes:
     >>> to_bytes("Ġworld")
     b' world'
     """
-    if not _TO_LATIN_1.keys() >= set(map(ord, token)):
+    try:
+        return codecs.charmap_encode(token, "strict", _TO_BYTES)[0]
+    except UnicodeEncodeError:
         return token.encode("utf-8", "surrogatepass")
-    return token.translate(_TO_LATIN_1).encode("latin-1")
 
 
 def to_characters(data: bytes) -> str:

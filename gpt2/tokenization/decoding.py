@@ -46,13 +46,17 @@ class TokenDecoder(TokenLookup):
             TokenIdError: an id that the vocabulary does not have.
             ArgumentTypeError: not ids, or a batch of them.
         """
-        ids = self._checked_ids(token_ids)
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         if skip_special_tokens:
             special = self._special_ids()
-            ids = [id_ for id_ in ids if id_ not in special]
-        text = b"".join(map(self._vocabulary.token_bytes.__getitem__, ids)).decode(
-            "utf-8", self.errors
-        )
+            ids = [id_ for id_ in self._checked_ids(ids) if id_ not in special]
+        elif not isinstance(ids, list):
+            ids = self._checked_ids(ids)
+        try:
+            data = self._vocabulary.bytes_of(ids)
+        except (IndexError, OverflowError, TypeError):
+            data = self._vocabulary.bytes_of(self._checked_ids(ids))  # says what is wrong
+        text = data.decode("utf-8", self.errors)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         return _clean_up(text) if clean_up_tokenization_spaces else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -390,3 +391,74 @@ def test_broken_tokenizer_json(
     edit(tmp_path / "tokenizer.json", **fields)
     with pytest.raises(FileFormatError, match=message):
         GPT2Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"),
+    [
+        (b'{"a": 0, "a": 0}', "the key 'a' is given twice"),
+        (b'{"\\"": 0, "\\\\": 1, "\\"": 0}', "is given twice"),
+        (b'{"a": 0, "b": true}', "token 'b' has the id True"),
+        (b'{"a": 0, "b": 1.0}', "token 'b' has the id 1.0"),
+        (b'{"a": 0, "b": [["c"]]}', r"token 'b' has the id \[\['c'\]\]"),
+        (b'\xef\xbb\xbf{"a": 0}', "byte order mark"),
+        ('{"a": 0}'.encode("utf-16"), "byte order mark"),
+    ],
+)
+def test_the_fast_way_of_reading_a_vocabulary_is_as_strict(
+    tmp_path: Path, vocab: bytes, message: str
+) -> None:
+    (tmp_path / "vocab.json").write_bytes(vocab)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(FileFormatError, match=message):
+        GPT2Tokenizer(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
+def test_quotes_and_backslashes_in_a_vocabulary(tmp_path: Path) -> None:
+    # "\" ends with an escaped backslash, so that the quote behind it is not escaped
+    tokens = ['"', "\\", '\\"', '"\\', '\\\\"', "\u0022\u005c"[::-1]]
+    vocab = {token: id_ for id_, token in enumerate(dict.fromkeys(tokens))}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text('#version: 0.2\n\\ "\n')
+    tokenizer = GPT2Tokenizer(
+        tmp_path / "vocab.json",
+        tmp_path / "merges.txt",
+        unk_token=None,
+        bos_token=None,
+        eos_token=None,
+    )
+    assert tokenizer.get_vocab() == vocab
+    assert tokenizer.encode('\\"') == [vocab['\\"']]
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [["ab", "a b c"], ["a b\nb c"], ["a b", "b c\na b"], ["a  b"], [" "], ["a b", 3]],
+)
+def test_merges_that_are_no_pairs(merges: list[Any]) -> None:
+    vocab = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "aba": 5}
+    with pytest.raises((ArgumentError, TypeError), match=r"merges, entry|sequence|iterable"):
+        GPT2Tokenizer(vocab, merges, unk_token=None, bos_token=None, eos_token=None)
+
+
+def test_ids_in_any_order_and_merges_out_of_the_order_of_ids() -> None:
+    vocab = {"bc": 4, "a": 2, "b": 0, "ab": 3, "c": 1}
+    none = {"unk_token": None, "bos_token": None, "eos_token": None}
+    tokenizer = GPT2Tokenizer(vocab, ["b c", "a b"], **none)  # type: ignore[arg-type]
+    assert tokenizer.convert_ids_to_tokens(range(5)) == ["b", "c", "a", "ab", "bc"]
+    assert tokenizer.encode("abc") == [2, 4]
+    ordered = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}
+    assert GPT2Tokenizer(ordered, ["a b", "b c"], **none).encode("abc") == [3, 2]  # type: ignore[arg-type]
+    assert GPT2Tokenizer(ordered, ["b c", "a b"], **none).encode("abc") == [0, 4]  # type: ignore[arg-type]
+
+
+def test_the_collector_is_left_as_it_was(tmp_path: Path) -> None:
+    gc.disable()
+    try:
+        GPT2Tokenizer({"a": 0}, [], unk_token=None, bos_token=None, eos_token=None)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    with pytest.raises(ArgumentError):
+        GPT2Tokenizer({"a": 1}, [])
+    assert gc.isenabled()
