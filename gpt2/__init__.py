@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from gpt2.config import GPT2Config as GPT2Config
     from gpt2.errors import GPT2Error as GPT2Error
     from gpt2.generation.config import GenerationConfig as GenerationConfig
+    from gpt2.modeling.classifiers import GPT2ForQuestionAnswering as GPT2ForQuestionAnswering
+    from gpt2.modeling.classifiers import (
+        GPT2ForSequenceClassification as GPT2ForSequenceClassification,
+    )
+    from gpt2.modeling.classifiers import GPT2ForTokenClassification as GPT2ForTokenClassification
     from gpt2.modeling.heads import GPT2LMHeadModel as GPT2LMHeadModel
     from gpt2.modeling.pretrained import GPT2PreTrainedModel as GPT2PreTrainedModel
     from gpt2.modeling.transformer import GPT2Model as GPT2Model
@@ -28,6 +33,9 @@ _HOMES = {
     "BatchEncoding": "gpt2.tokenization.batching",
     "GPT2Config": "gpt2.config",
     "GPT2Error": "gpt2.errors",
+    "GPT2ForQuestionAnswering": "gpt2.modeling.classifiers",
+    "GPT2ForSequenceClassification": "gpt2.modeling.classifiers",
+    "GPT2ForTokenClassification": "gpt2.modeling.classifiers",
     "GPT2LMHeadModel": "gpt2.modeling.heads",
     "GPT2Model": "gpt2.modeling.transformer",
     "GPT2PreTrainedModel": "gpt2.modeling.pretrained",

@@ -1,4 +1,6 @@
-"""The task heads on top of GPT2Model.
+"""The heads that speak: logits of the next token, on top of GPT2Model.
+
+The heads that label sequences, tokens and spans are in gpt2/modeling/classifiers.py.
 
 Shapes: see the legend in gpt2/modeling/transformer.py.
 """
@@ -8,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.modeling.generative import GenerativeModel
-from gpt2.modeling.inputs import IGNORE_INDEX, ValueChecks, require_ids, require_one_input
+from gpt2.modeling.inputs import (
+    IGNORE_INDEX,
+    ValueChecks,
+    attended_positions,
+    require_ids,
+    require_one_input,
+    token_shape,
+)
 from gpt2.modeling.losses import causal_lm_loss
 from gpt2.modeling.outputs import CausalLMOutputWithCrossAttentions
 from gpt2.modeling.pretrained import refuse_unknown
@@ -25,7 +33,6 @@ class GPT2LMHeadModel(GenerativeModel):
     """GPT-2 with the language-modelling head, whose weight is the token embedding's."""
 
     tied_weights: ClassVar[Mapping[str, str]] = {"lm_head.weight": "transformer.wte.weight"}
-    may_drop: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
@@ -71,8 +78,7 @@ class GPT2LMHeadModel(GenerativeModel):
         require_one_input(input_ids, inputs_embeds)
         checks = ValueChecks(check_inputs)
         if labels is not None:
-            shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
-            require_ids("labels", labels, shape)
+            require_ids("labels", labels, token_shape(input_ids, inputs_embeds))
             checks.ids_in_range("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
         core = self.transformer(
             input_ids,
@@ -96,11 +102,11 @@ class GPT2LMHeadModel(GenerativeModel):
             logits = self.lm_head(_keep(x, logits_to_keep))  # (B, K, V)
         else:
             full = self.lm_head(x)  # (B, T, V): the loss is over every position
-            attended = None
-            if attention_mask is not None and attention_mask.dim() == labels.dim():
-                attended = attention_mask[..., -x.shape[-2] :].to(torch.bool)
             loss = causal_lm_loss(
-                full, labels, attended=attended, num_items_in_batch=num_items_in_batch
+                full,
+                labels,
+                attended=attended_positions(attention_mask, x),
+                num_items_in_batch=num_items_in_batch,
             )
             logits = _keep(full, logits_to_keep)
         output = CausalLMOutputWithCrossAttentions(

@@ -128,6 +128,18 @@ def require_one_input(input_ids: Tensor | None, inputs_embeds: Tensor | None) ->
         )
 
 
+def token_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> torch.Size:
+    """(B, T), or with the caller's further leading dimensions."""
+    return input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
+
+
+def attended_positions(attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """Which of the positions of ``x`` (B, T, D) are real, (B, T) bool; None where none is said."""
+    if attention_mask is None or attention_mask.dim() != x.dim() - 1:
+        return None
+    return attention_mask[..., -x.shape[-2] :].to(torch.bool)
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where the new tokens stand and what they see.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -99,11 +100,85 @@ def causal_lm_loss(
     for a negative ``num_items_in_batch``.
     """
     targets = next_token_targets(labels, attended)
-    total = summed_cross_entropy(logits.flatten(0, -2), targets.flatten())
-    if num_items_in_batch is None:
-        return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
-    if isinstance(num_items_in_batch, Tensor):
-        return total / num_items_in_batch.to(total.device).clamp(min=1)
-    if num_items_in_batch < 0:
-        raise ArgumentError(f"num_items_in_batch must be at least 0, not {num_items_in_batch}")
-    return total / max(1, num_items_in_batch)
+    return classification_loss(logits, targets, num_items_in_batch=num_items_in_batch)
+
+
+def classification_loss(
+    logits: Tensor, targets: Tensor, *, num_items_in_batch: int | Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of ``targets`` (…) under ``logits`` (…, C), float32 ().
+
+    Targets of −100 are left out; the mean is `averaged`'s.
+    """
+    total = summed_cross_entropy(logits.flatten(0, -2), targets.flatten().long())
+    return averaged(total, (targets != IGNORE_INDEX).sum(), num_items_in_batch)
+
+
+def sequence_loss(
+    logits: Tensor,
+    labels: Tensor,
+    problem_type: str,
+    *,
+    num_items_in_batch: int | Tensor | None = None,
+) -> Tensor:
+    """The loss of one (…, C) row of ``logits`` per sequence, float32 ().
+
+    Cross-entropy for "single_label_classification", ``labels`` (…);
+    otherwise squared error ("regression") or binary cross-entropy
+    ("multi_label_classification"), ``labels`` (…, C), averaged over C and then
+    over the sequences as `averaged` does.
+    """
+    if problem_type == "single_label_classification":
+        return classification_loss(logits, labels, num_items_in_batch=num_items_in_batch)
+    logits, labels = logits.float(), labels.float()
+    if problem_type == "regression":
+        terms = (logits - labels).square()
+    else:
+        terms = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    per_sequence = terms.mean(-1)  # (…)
+    return averaged(per_sequence.sum(), per_sequence.numel(), num_items_in_batch)
+
+
+def span_loss(
+    start_logits: Tensor,
+    end_logits: Tensor,
+    start_positions: Tensor,
+    end_positions: Tensor,
+    *,
+    attended: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+) -> Tensor:
+    """Mean of the cross-entropies of a span's first and last position, float32 ().
+
+    ``logits`` (B, T), ``positions`` (B,). As documented, a position below 0 is
+    taken for 0, and one behind the sequence is left out; so is one at padding,
+    where ``attended`` (B, T) bool is False.
+    """
+
+    def targets(positions: Tensor) -> Tensor:
+        length = start_logits.shape[-1]
+        inside = positions < length
+        positions = positions.clamp(0, length - 1)
+        if attended is not None:
+            inside = inside & attended.gather(-1, positions[:, None])[:, 0]
+        return positions.masked_fill(~inside, IGNORE_INDEX)
+
+    losses = [
+        classification_loss(logits, targets(positions), num_items_in_batch=num_items_in_batch)
+        for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def averaged(total: Tensor, count: int | Tensor, num_items_in_batch: int | Tensor | None) -> Tensor:
+    """``total`` over the number of terms, or over ``num_items_in_batch`` where that is given.
+
+    The latter makes micro-batches add up to one batch. Nothing to count gives
+    0. Raises ArgumentError for a negative number.
+    """
+    count = count if num_items_in_batch is None else num_items_in_batch
+    if isinstance(count, Tensor):
+        return total / count.to(total.device).clamp(min=1)
+    if count < 0:
+        raise ArgumentError(f"num_items_in_batch must be at least 0, not {count}")
+    return total / max(1, count)

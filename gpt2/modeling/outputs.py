@@ -97,3 +97,39 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@_register
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """What GPT2ForSequenceClassification returns: ``logits`` (B, C), one row per sequence."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@_register
+class TokenClassifierOutput(ModelOutput):
+    """What GPT2ForTokenClassification returns: ``logits`` (B, T, C).
+
+    ``past_key_values`` is there only where use_cache=True was asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    past_key_values: KVCache | None = None
+
+
+@_register
+class QuestionAnsweringModelOutput(ModelOutput):
+    """What GPT2ForQuestionAnswering returns: ``start_logits`` and ``end_logits`` (B, T)."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None

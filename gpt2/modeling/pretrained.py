@@ -33,7 +33,13 @@ class GPT2PreTrainedModel(nn.Module):
     #: patterns of own parameters that a checkpoint may lack; they are initialised then
     may_initialize: ClassVar[tuple[str, ...]] = ()
     #: patterns of tensors (other heads') that a checkpoint may have and this class does not
-    may_drop: ClassVar[tuple[str, ...]] = ("lm_head.weight",)
+    may_drop: ClassVar[tuple[str, ...]] = (
+        "lm_head.weight",
+        "score.weight",
+        "classifier.*",
+        "qa_outputs.*",
+        "multiple_choice_head.*",
+    )
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
