@@ -64,7 +64,10 @@ class AddedTokens:
         >>> AddedTokens({50256: AddedToken("<|endoftext|>")}).split("one<|endoftext|>two")
         ['one', 50256, 'two']
         """
-        return [text[start:end] if id_ is None else id_ for start, end, id_ in self.spans(text)]
+        spans = self.spans(text)
+        if len(spans) == 1 and spans[0][2] is None:
+            return [text]
+        return [text[start:end] if id_ is None else id_ for start, end, id_ in spans]
 
     def spans(self, text: str) -> list[tuple[int, int, int | None]]:
         """Where the pieces of `split` stand: (start, end, id or None for text), in characters.

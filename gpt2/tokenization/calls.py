@@ -73,6 +73,7 @@ class TextCalls(TokenDecoder):
     truncation_side: str
     model_max_length: int
     _encoder: TextEncoder
+    _lacks_bytes: bool
 
     def __call__(
         self,
@@ -289,6 +290,7 @@ class TextCalls(TokenDecoder):
             vocabulary.tokens,
             self.add_prefix_space,
             self.unk_token_id,
+            self._lacks_bytes,
             forbidden,
         )
 

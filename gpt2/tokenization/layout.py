@@ -57,6 +57,9 @@ class Row:
 
     def ids(self, texts: Sequence[Sequence[int]], filler: int) -> list[int]:
         """The ids of the row, ``filler`` for padding."""
+        if len(self.parts) == 1 and self.left == self.right == 0:
+            ids, part = texts[0], self.parts[0]  # most rows are one text as it is
+            return list(ids[part.start : part.stop])
         values = [filler] * self.left
         for part in self.parts:
             if part.special is None:
@@ -82,7 +85,8 @@ class Row:
 
     def attention_mask(self) -> list[int]:
         """1 for tokens, 0 for padding."""
-        return [0] * self.left + [1] * len(self) + [0] * self.right
+        mask = [1] * len(self)
+        return [0] * self.left + mask + [0] * self.right if self.left or self.right else mask
 
     def token_type_ids(self) -> list[int]:
         """0 for the first text and its special tokens, 1 for the pair and its; 0 for padding."""
@@ -138,6 +142,8 @@ def lay_out(
         ArgumentError: it cannot be cut to the length in the way that is asked for.
     """
     if cut is None:
+        if len(lengths) == 1 and not before and not after:
+            return [Row(sample, (Part(0, 0, lengths[0]),))]
         windows = [[(0, length)] for length in lengths]
     else:
         room = cut.limit - len(lengths) * (len(before) + len(after))

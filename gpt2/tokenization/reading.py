@@ -44,6 +44,7 @@ class TextReader:
         tokens: id -> token, in the byte alphabet: one character per byte.
         add_prefix_space: begin every stretch of text with a space, unless it has one.
         unknown: the id in place of bytes that have none; None where there is none.
+        lacks_bytes: whether some byte has no id.
         forbidden: ids of tokens that a text may not contain.
     """
 
@@ -52,7 +53,9 @@ class TextReader:
     tokens: Sequence[str]
     add_prefix_space: bool
     unknown: int | None
+    lacks_bytes: bool = False
     forbidden: frozenset[int] = frozenset()
+    _known: dict[str, tuple[list[int], list[Span]]] = field(default_factory=dict)
 
     def ids(self, text: str | Sequence[str]) -> list[int]:
         """The ids of a text, or of words that are encoded one by one.
@@ -72,7 +75,7 @@ class TextReader:
                 ids += self.encoder.encode(" " + piece)
             else:
                 ids += self.encoder.encode(piece)
-        return self._without_unknown(ids)
+        return self._without_unknown(ids) if self.lacks_bytes else ids
 
     def trace(self, text: str | Sequence[str]) -> Traced:
         """The ids as `ids` has them, each with its span and its word.
@@ -85,7 +88,8 @@ class TextReader:
         else:
             for number, word in enumerate(text):
                 self._trace(word, traced, number)
-        traced.ids = self._without_unknown(traced.ids)
+        if self.lacks_bytes:
+            traced.ids = self._without_unknown(traced.ids)
         return traced
 
     def _trace(self, text: str, traced: Traced, word_number: int | None = None) -> None:
@@ -114,27 +118,19 @@ class TextReader:
         at = -1 if prefix else 0  # the place in ``readable``; the space before it stands outside
         first = len(traced.spans)
         for word in split_words(" " + readable if prefix else readable):
-            ids = self.encoder.encode(word)
-            sizes = [len(self.tokens[id_]) if id_ >= 0 else 1 for id_ in ids]
-            if word.isascii():
-                places: Sequence[int] = range(
-                    at, at + len(word)
-                )  # byte of the word -> its character
-            else:
-                places = [
-                    place
-                    for place, character in enumerate(word, at)
-                    for _ in range(len(character.encode("utf-8")))
-                ]
-            traced.ids += ids
-            traced.words += [number] * len(ids)
-            traced.spans += [
-                # The added space counts as part of the first character.
-                (max(places[begin], 0), max(places[end - 1], 0) + 1)
-                for begin, end in pairwise(accumulate(sizes, initial=0))
-            ]
+            known = self._known.get(word)
+            if known is None:
+                ids = self.encoder.encode(word)
+                known = self._known[word] = ids, self._spans_in(word, ids)
+            traced.ids += known[0]
+            traced.words += [number] * len(known[0])
+            traced.spans += [(at + begin, at + end) for begin, end in known[1]]
             at += len(word)
             number += 1
+        if prefix:  # it counts as part of the first character
+            traced.spans[first:] = [
+                (max(begin, 0), max(end, 1)) for begin, end in traced.spans[first:]
+            ]
         if start or readable is not piece:
             origins = _origins(piece, readable)
             traced.spans[first:] = [
@@ -142,6 +138,18 @@ class TextReader:
                 for begin, end in traced.spans[first:]
             ]
         return number
+
+    def _spans_in(self, word: str, ids: list[int]) -> list[Span]:
+        """The characters of the word that each of its ids has bytes of."""
+        ends = accumulate((len(self.tokens[id_]) if id_ >= 0 else 1 for id_ in ids), initial=0)
+        if word.isascii():
+            return list(pairwise(ends))
+        places = [
+            place
+            for place, character in enumerate(word)
+            for _ in range(len(character.encode("utf-8")))
+        ]
+        return [(places[begin], places[end - 1] + 1) for begin, end in pairwise(ends)]
 
     def _refuse_forbidden(self, text: str) -> None:
         for start, end, id_ in self.finder.spans(text):

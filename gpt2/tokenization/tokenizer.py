@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2.errors import ArgumentError, FileFormatError, unknown_argument
 from gpt2.tokenization import files
 from gpt2.tokenization.arguments import NO_LIMIT
-from gpt2.tokenization.calls import TextCalls, keywords_of
+from gpt2.tokenization.calls import keywords_of
+from gpt2.tokenization.collating import IdCalls
 from gpt2.tokenization.settings import complaint_about
 from gpt2.tokenization.vocabulary import Tables, Vocabulary
 from gpt2.tokenization.words import TextEncoder
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _END = "<|endoftext|>"
 
 
-class GPT2Tokenizer(TextCalls):
+class GPT2Tokenizer(IdCalls):
     """Byte-level BPE, as GPT-2 has it: every string has ids, and the ids give it back.
 
     >>> tokenizer = GPT2Tokenizer.from_pretrained("openai-community/gpt2")
@@ -125,6 +126,7 @@ class GPT2Tokenizer(TextCalls):
         self._encoder = TextEncoder(
             self._vocabulary.encoder, replace_surrogates=surrogates == "replace"
         )
+        self._lacks_bytes = min(self._vocabulary.byte_ids) < 0
         self._surrogates = surrogates
         self.errors = errors
         self.add_prefix_space = add_prefix_space

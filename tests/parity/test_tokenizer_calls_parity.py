@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+import torch
 
 from gpt2 import BatchEncoding, GPT2Tokenizer
 from gpt2.tokenization.added import AddedToken
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 VOCAB = Path(__file__).parents[3] / "shared" / "gpt2-vocab"
 END = "<|endoftext|>"
@@ -136,9 +135,9 @@ def random_arguments(rng: random.Random, texts: tuple[Any, ...], specials: int) 
     return arguments
 
 
-def outcome(call: Callable[[], Any]) -> Any:
+def outcome(tokenizer: Any, texts: tuple[Any, ...], arguments: dict[str, Any]) -> Any:
     try:
-        return call()
+        return tokenizer(*texts, **arguments)
     except Exception as error:
         return error
 
@@ -172,11 +171,11 @@ def assert_rows_are_equal(mine: BatchEncoding, theirs: Any, context: Any) -> Non
 def test_random_calls(pairs_of_tokenizers: list[tuple[Any, Any]], seed: int) -> None:
     rng = random.Random(seed)
     compared = refused = 0
-    for _ in range(1000):
+    for _ in range(1000):  # 4 000 in all
         mine, theirs = rng.choice(pairs_of_tokenizers)
         split = rng.random() < 0.3
         texts = random_texts(rng, split)
-        specials = theirs.num_special_tokens_to_add(pair=len(texts) == 2)
+        specials = mine.num_special_tokens_to_add(pair=len(texts) == 2)
         arguments = random_arguments(rng, texts, specials)
         if split:
             arguments["is_split_into_words"] = True
@@ -186,13 +185,14 @@ def test_random_calls(pairs_of_tokenizers: list[tuple[Any, Any]], seed: int) -> 
             tokenizer.padding_side = "left" if seed % 2 else "right"
             tokenizer.truncation_side = "left" if seed // 2 else "right"
         context = (texts, arguments)
-        got = outcome(lambda: mine(*texts, **arguments))
-        if isinstance(got, ValueError) and "return_overflowing_tokens" in arguments:
-            # Theirs panics where the stride is too long for what a row has room for, and makes
-            # rows longer than max_length where there is no room at all.
-            if "must be less than the" in str(got) or "leaves no room in a row" in str(got):
+        got = outcome(mine, texts, arguments)
+        # Theirs panics where the stride is too long for what a row has room for, and makes rows
+        # longer than max_length where there is no room at all.
+        if "return_overflowing_tokens" in arguments and isinstance(got, ValueError):
+            reasons = ("must be less than the", "leaves no room in a row")
+            if any(reason in str(got) for reason in reasons):
                 continue
-        expected = outcome(lambda: theirs(*texts, **arguments))
+        expected = outcome(theirs, texts, arguments)
         if isinstance(expected, Exception) or isinstance(got, Exception):
             # A text that is too short for only_first or only_second.
             assert isinstance(expected, Exception), (got, context)
@@ -204,6 +204,86 @@ def test_random_calls(pairs_of_tokenizers: list[tuple[Any, Any]], seed: int) -> 
         compared += 1
     assert compared > (600 if is_version_5() else 300)
     assert refused > 10
+
+
+def test_special_text_as_plain_text(pairs_of_tokenizers: list[tuple[Any, Any]]) -> None:
+    rng = random.Random(9)
+    if not is_version_5():
+        pytest.skip("transformers 4.48 takes no split_special_tokens in a call")
+    for _ in range(500):
+        mine, theirs = rng.choice(pairs_of_tokenizers)
+        text = random_text(rng)
+        got = mine(text, special_text="plain", return_offsets_mapping=True)
+        expected = theirs(text, split_special_tokens=True, return_offsets_mapping=True)
+        assert dict(got) == dict(expected), text
+
+
+def equal_batches(mine: Any, theirs: Any) -> bool:
+    assert list(mine) == list(theirs)
+    return all(
+        mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
+        for name in theirs
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_collators(
+    transformers: Any, pairs_of_tokenizers: list[tuple[Any, Any]], side: str
+) -> None:
+    rng = random.Random(11)
+    for pair in pairs_of_tokenizers:
+        mine, theirs = (copy.deepcopy(tokenizer) for tokenizer in pair)
+        mine.padding_side = theirs.padding_side = side
+        for tokenizer in (mine, theirs):
+            tokenizer.add_special_tokens({"mask_token": "<mask>"})
+        for _ in range(5):
+            texts = [random_text(rng) or "a" for _ in range(4)]
+            rows = [[{**t(x), "label": n % 2} for n, x in enumerate(texts)] for t in (mine, theirs)]
+            for multiple in (None, 8):
+                collate = transformers.DataCollatorWithPadding
+                batches = [
+                    collate(t, pad_to_multiple_of=multiple)(r)
+                    for t, r in zip((mine, theirs), rows, strict=True)
+                ]
+                assert equal_batches(*batches)
+            for mlm in (False, True):
+                plain = [[t(x) for x in texts] for t in (mine, theirs)]
+                batches = []
+                for t, r in zip((mine, theirs), plain, strict=True):
+                    torch.manual_seed(0)
+                    collate = transformers.DataCollatorForLanguageModeling
+                    batches.append(collate(t, mlm=mlm, mlm_probability=0.4)(r))
+                assert equal_batches(*batches)
+                assert (batches[0]["labels"] != -100).any()
+
+
+def test_pad(pairs_of_tokenizers: list[tuple[Any, Any]]) -> None:
+    rng = random.Random(13)
+    for _ in range(200):
+        mine, theirs = rng.choice(pairs_of_tokenizers)
+        texts = [random_text(rng) for _ in range(rng.randrange(1, 5))]
+        arguments: dict[str, Any] = {"padding_side": rng.choice(["left", "right"])}
+        if rng.random() < 0.4:
+            arguments |= {"padding": "max_length", "max_length": 40}
+        if rng.random() < 0.4:
+            arguments["pad_to_multiple_of"] = 8
+        if rng.random() < 0.4:
+            arguments["return_tensors"] = "pt"
+        extra = {"return_token_type_ids": True, "return_special_tokens_mask": True}
+        if rng.random() < 0.2:
+            arguments |= {"padding": "max_length", "max_length": 40}
+            got, expected = (
+                t.pad(t(texts[0] or "a", **extra), **arguments) for t in (mine, theirs)
+            )
+        else:
+            got, expected = (t.pad(t(texts, **extra), **arguments) for t in (mine, theirs))
+        assert list(got) == list(expected)
+        for name in expected:
+            mine_values, their_values = got[name], expected[name]
+            if "return_tensors" in arguments:
+                assert mine_values.shape == their_values.shape
+                mine_values, their_values = mine_values.tolist(), their_values.tolist()
+            assert mine_values == their_values
 
 
 def is_version_5() -> bool:
