@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         GPT2ForSequenceClassification as GPT2ForSequenceClassification,
     )
     from gpt2.modeling.classifiers import GPT2ForTokenClassification as GPT2ForTokenClassification
+    from gpt2.modeling.heads import GPT2DoubleHeadsModel as GPT2DoubleHeadsModel
     from gpt2.modeling.heads import GPT2LMHeadModel as GPT2LMHeadModel
     from gpt2.modeling.pretrained import GPT2PreTrainedModel as GPT2PreTrainedModel
     from gpt2.modeling.transformer import GPT2Model as GPT2Model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BatchEncoding": "gpt2.tokenization.batching",
     "GPT2Config": "gpt2.config",
+    "GPT2DoubleHeadsModel": "gpt2.modeling.heads",
     "GPT2Error": "gpt2.errors",
     "GPT2ForQuestionAnswering": "gpt2.modeling.classifiers",
     "GPT2ForSequenceClassification": "gpt2.modeling.classifiers",

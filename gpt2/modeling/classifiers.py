@@ -28,6 +28,7 @@ from gpt2.modeling.outputs import (
     TokenClassifierOutput,
 )
 from gpt2.modeling.pretrained import GPT2PreTrainedModel, refuse_unknown
+from gpt2.modeling.summary import last_token
 from gpt2.modeling.transformer import GPT2Model, PastKeyValues
 
 
@@ -100,7 +101,7 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
         real = attended_positions(attention_mask, x)
         if real is None and input_ids is not None and self.config.pad_token_id is not None:
             real = input_ids != self.config.pad_token_id
-        logits = self.score(_last_real(x, real))  # (B, C)
+        logits = self.score(last_token(x, real))  # (B, C)
         loss = None
         if labels is not None:
             loss = sequence_loss(
@@ -313,12 +314,3 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
-
-
-def _last_real(x: Tensor, real: Tensor | None) -> Tensor:
-    """The last real position of (B, T, D), (B, D); the first where a row has none."""
-    if real is None:
-        return x[..., -1, :]
-    columns = torch.arange(real.shape[-1], device=real.device)
-    last = (real * columns).argmax(-1)[..., None, None]  # (B, 1, 1)
-    return x.gather(-2, last.expand(*last.shape[:-1], x.shape[-1]))[..., 0, :]

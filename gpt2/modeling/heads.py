@@ -23,9 +23,13 @@ from gpt2.modeling.inputs import (
     require_one_input,
     token_shape,
 )
-from gpt2.modeling.losses import causal_lm_loss
-from gpt2.modeling.outputs import CausalLMOutputWithCrossAttentions
+from gpt2.modeling.losses import causal_lm_loss, classification_loss
+from gpt2.modeling.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    GPT2DoubleHeadsModelOutput,
+)
 from gpt2.modeling.pretrained import refuse_unknown
+from gpt2.modeling.summary import GPT2SequenceSummary
 from gpt2.modeling.transformer import GPT2Model, PastKeyValues
 
 
@@ -116,6 +120,125 @@ class GPT2LMHeadModel(GenerativeModel):
             hidden_states=core.hidden_states,
             attentions=core.attentions,
             cross_attentions=core.cross_attentions,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+
+class GPT2DoubleHeadsModel(GenerativeModel):
+    """GPT-2 with the language-modelling head and one that chooses among continuations."""
+
+    tied_weights: ClassVar[Mapping[str, str]] = {"lm_head.weight": "transformer.wte.weight"}
+    may_initialize: ClassVar[tuple[str, ...]] = ("multiple_choice_head.*",)
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        self.transformer = GPT2Model(self.config)
+        self.lm_head = nn.Linear(self.config.n_embd, self.config.vocab_size, bias=False)
+        self.multiple_choice_head = GPT2SequenceSummary(self.config, num_labels=1)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: PastKeyValues | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        mc_token_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        mc_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        mc_num_items_in_batch: int | Tensor | None = None,
+        check_inputs: bool = True,
+        **unknown: Any,
+    ) -> GPT2DoubleHeadsModelOutput | tuple[Any, ...]:
+        """Logits (B, C, T, V) of the next token, and one (B, C) per choice, for C choices.
+
+        ``input_ids`` (B, C, T), or ``inputs_embeds`` (B, C, T, D).
+        ``mc_token_ids`` (B, C): the token that each choice is judged by, its
+        last real one where none is given. ``labels`` (B, C, T) are shifted
+        here, as in GPT2LMHeadModel; ``mc_labels`` (B,) is the right choice,
+        −100 leaves it out. The two losses, ``loss`` and ``mc_loss``, are means,
+        or sums over ``num_items_in_batch`` tokens and ``mc_num_items_in_batch``
+        rows. The other arguments are GPT2LMHeadModel.forward's.
+        """
+        refuse_unknown(self, unknown)
+        require_one_input(input_ids, inputs_embeds)
+        checks = ValueChecks(check_inputs)
+        shape = token_shape(input_ids, inputs_embeds)  # (B, C, T)
+        if labels is not None:
+            require_ids("labels", labels, shape)
+            checks.ids_in_range("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
+        if mc_token_ids is not None:
+            if self.config.summary_type != "cls_index":
+                raise ArgumentError(
+                    f"mc_token_ids has no effect with summary_type {self.config.summary_type!r}; "
+                    "leave it out, or build the model with summary_type='cls_index'"
+                )
+            require_ids("mc_token_ids", mc_token_ids, shape[:-1])
+            checks.ids_in_range("mc_token_ids", mc_token_ids, shape[-1])
+        if mc_labels is not None:
+            if len(shape) < 3:
+                raise ArgumentError(
+                    f"mc_labels needs inputs of shape (batch, choices, length), not {tuple(shape)}"
+                )
+            require_ids("mc_labels", mc_labels, shape[:-2])
+            checks.ids_in_range("mc_labels", mc_labels, shape[-2], ignore=IGNORE_INDEX)
+        core = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            check_inputs=checks,
+        )
+        x = core.last_hidden_state  # (B, C, T, D)
+        attended = attended_positions(attention_mask, x)
+        mc_logits = self.multiple_choice_head(x, attended, mc_token_ids).squeeze(-1)  # (B, C)
+        loss = mc_loss = None
+        if labels is None:
+            logits = self.lm_head(_keep(x, logits_to_keep))
+        else:
+            full = self.lm_head(x)  # (B, C, T, V)
+            loss = causal_lm_loss(
+                full, labels, attended=attended, num_items_in_batch=num_items_in_batch
+            )
+            logits = _keep(full, logits_to_keep)
+        if mc_labels is not None:
+            if mc_logits.shape != shape[:-1]:
+                raise ArgumentError(
+                    "mc_labels needs one logit per choice; build the model with "
+                    "summary_use_proj=True and summary_proj_to_labels=True"
+                )
+            mc_loss = classification_loss(
+                mc_logits, mc_labels, num_items_in_batch=mc_num_items_in_batch
+            )
+        output = GPT2DoubleHeadsModelOutput(
+            loss=loss,
+            mc_loss=mc_loss,
+            logits=logits,
+            mc_logits=mc_logits,
+            past_key_values=core.past_key_values,
+            hidden_states=core.hidden_states,
+            attentions=core.attentions,
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()

@@ -100,6 +100,19 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
 
 @_register
+class GPT2DoubleHeadsModelOutput(ModelOutput):
+    """What GPT2DoubleHeadsModel returns: ``logits`` (B, C, T, V) and ``mc_logits`` (B, C)."""
+
+    loss: Tensor | None = None
+    mc_loss: Tensor | None = None
+    logits: Tensor | None = None
+    mc_logits: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@_register
 class SequenceClassifierOutputWithPast(ModelOutput):
     """What GPT2ForSequenceClassification returns: ``logits`` (B, C), one row per sequence."""
 

@@ -1,4 +1,4 @@
-"""The labelling heads give what transformers gives: logits, losses, gradients.
+"""The heads that label or choose give what transformers gives: logits, losses, gradients.
 
 Padding is told to transformers by its pad token and by our position ids; its
 question answering lets padding into the softmax, so losses of padded rows are
@@ -126,3 +126,47 @@ def test_forward_and_backward(pairs: Pairs, task: Task, backend: str, padding: s
             continue
         compare(f"{task.cls} gradients", parameters[name].grad, wanted, where=f"{where} {name}")
     count("cells of the classifiers")
+
+
+DOUBLE = "GPT2DoubleHeadsModel"
+SUMMARIES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "tanh": {"summary_activation": "tanh"},
+    "untied": {"tie_word_embeddings": False},
+    "wide": {"summary_proj_to_labels": False},
+    "no projection": {"summary_use_proj": False},
+}
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["last token", "mc_token_ids"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("flags", SUMMARIES)
+def test_double_heads(pairs: Pairs, flags: str, backend: str, named: bool) -> None:
+    ours = pairs.ours(DOUBLE, backend, **SUMMARIES[flags])
+    theirs = pairs.theirs(DOUBLE, **SUMMARIES[flags])
+    where = f"double heads {flags} {backend} {'named' if named else 'last'}"
+    ids = random_ids(8, BATCH, 2, LENGTH)
+    inputs: dict[str, Any] = {"input_ids": ids, "labels": ids}
+    if named:
+        inputs["mc_token_ids"] = torch.tensor([[0, 3], [8, 5], [1, 1]])
+    if flags not in ("wide", "no projection"):
+        inputs["mc_labels"] = torch.tensor([1, 0, 1])
+    result, expected = ours(**inputs), theirs(**inputs)
+    compare(f"{DOUBLE} logits", result.logits, expected.logits, where=where)
+    compare(f"{DOUBLE} mc_logits", result.mc_logits, expected.mc_logits, where=where)
+    compare(f"{DOUBLE} loss", result.loss, expected.loss, where=where)
+    losses = [result.loss, expected.loss]
+    if "mc_labels" in inputs:
+        compare(f"{DOUBLE} mc_loss", result.mc_loss, expected.mc_loss, where=where)
+        losses = [result.loss + result.mc_loss, expected.loss + expected.mc_loss]
+    for model, loss in zip((ours, theirs), losses, strict=True):
+        model.zero_grad()
+        loss.backward()
+    parameters = dict(ours.named_parameters())
+    for name, (parameter, turned) in in_our_orientation(theirs).items():
+        if parameter.grad is None:  # no choice was asked for
+            assert parameters[name].grad is None, name
+        elif flags == "tanh" or not name.endswith("summary.bias"):  # else it moves all logits alike
+            wanted = parameter.grad.T if turned else parameter.grad
+            compare(f"{DOUBLE} gradients", parameters[name].grad, wanted, where=f"{where} {name}")
+    count("cells of the double heads")
