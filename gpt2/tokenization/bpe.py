@@ -6,9 +6,11 @@ whose rule has the lowest rank, the leftmost where several have it (Sennrich et 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from typing import Any
 
 # Up to this many bytes, scanning a list of ranks beats the heap's bookkeeping.
 _SHORT = 48
@@ -35,6 +37,12 @@ class BytePairEncoder:
         self._byte_ids = byte_ids
         self._ranks = ranks
         self._merged = merged
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays: a tenth of the size of the dictionary, and equal bytes for equal rules.
+        pairs = sorted(self._ranks, key=self._ranks.__getitem__)
+        columns = (self._byte_ids, [a for a, _ in pairs], [b for _, b in pairs], self._merged)
+        return _from_columns, tuple(array("i", column).tobytes() for column in columns)
 
     def encode(self, word: bytes) -> list[int]:
         """The ids of one word; O(n log n) in its length at worst."""
@@ -89,3 +97,9 @@ class BytePairEncoder:
             if start >= 0 and (next_rank := rank_of((ids[start], token))) is not None:
                 heappush(heap, next_rank * size + start)
         return [token for token in ids if token != _GONE]
+
+
+def _from_columns(*columns: bytes) -> BytePairEncoder:
+    byte_ids, left, right, merged = (array("i", column).tolist() for column in columns)
+    ranks = {pair: rank for rank, pair in enumerate(zip(left, right, strict=True))}
+    return BytePairEncoder(byte_ids, ranks, merged)

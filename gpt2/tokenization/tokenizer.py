@@ -12,6 +12,7 @@ from gpt2.tokenization import files
 from gpt2.tokenization.arguments import NO_LIMIT
 from gpt2.tokenization.calls import keywords_of
 from gpt2.tokenization.collating import IdCalls
+from gpt2.tokenization.corpus_calls import CorpusCalls
 from gpt2.tokenization.settings import complaint_about
 from gpt2.tokenization.vocabulary import Tables, Vocabulary
 from gpt2.tokenization.words import TextEncoder
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _END = "<|endoftext|>"
 
 
-class GPT2Tokenizer(IdCalls):
+class GPT2Tokenizer(IdCalls, CorpusCalls):
     """Byte-level BPE, as GPT-2 has it: every string has ids, and the ids give it back.
 
     >>> tokenizer = GPT2Tokenizer.from_pretrained("openai-community/gpt2")

@@ -9,10 +9,8 @@ tokenizers library's BpeTrainer learns with its ByteLevel pre-tokenizer and alph
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any
@@ -20,8 +18,11 @@ from typing import Any
 from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS
 from gpt2.tokenization.pretokenization import split_words
+from gpt2.tokenization.progress import Progress
 
 _Pair = tuple[int, int]
+
+_WORK = "training the tokenizer"
 
 
 def train(
@@ -32,6 +33,7 @@ def train(
     special_tokens: list[str],
     add_prefix_space: bool,
     show_progress: bool,
+    length: int | None = None,
 ) -> tuple[dict[str, int], list[str]]:
     """(vocab: token -> id, merges: "left right" by rank); see `GPT2Tokenizer.train`.
 
@@ -42,7 +44,8 @@ def train(
         ArgumentTypeError, ArgumentError: an argument that cannot be used.
     """
     _check(vocab_size, min_frequency, special_tokens)
-    counts = _count_words(texts, add_prefix_space, _Progress("words read", None, show_progress))
+    reading = Progress(_WORK, "texts read", length, show_progress)
+    counts = _count_words(texts, add_prefix_space, reading)
     tokens = [*special_tokens, *sorted(BYTE_CHARACTERS)]
     ids = {token: id_ for id_, token in enumerate(tokens)}
     byte_ids = [ids[character] for character in BYTE_CHARACTERS]
@@ -53,25 +56,40 @@ def train(
             f"the texts have a lone surrogate, in {error.object!r:.100}: it is half a character "
             "and has no UTF-8 form"
         ) from None
-    progress = _Progress("tokens", vocab_size, show_progress)
+    progress = Progress(_WORK, "tokens", vocab_size, show_progress)
     rules = _learn(words, list(counts.values()), tokens, vocab_size, min_frequency, progress)
     vocab = {token: id_ for id_, token in enumerate(tokens)}
     return vocab, [f"{tokens[left]} {tokens[right]}" for left, right in rules]
 
 
-def _count_words(texts: Iterable[str], add_prefix_space: bool, progress: _Progress) -> Counter[str]:
+def one_by_one(texts: Iterable[str] | Iterable[Iterable[str]]) -> Iterator[str]:
+    """The texts of an iterable of texts, or of batches of them.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise ArgumentTypeError(
+            "text_iterator must be an iterable of texts, or of batches of texts, not "
+            f"{type(texts).__name__}"
+        )
+    for entry in texts:
+        if isinstance(entry, str) or not isinstance(entry, Iterable):
+            yield entry  # what is no text is refused where texts are counted
+        else:
+            yield from entry
+
+
+def _count_words(texts: Iterable[str], add_prefix_space: bool, progress: Progress) -> Counter[str]:
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise ArgumentTypeError(f"texts must be an iterable of texts, not {type(texts).__name__}")
     counts: Counter[str] = Counter()
-    read = 0
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ArgumentTypeError(f"texts[{index}] must be a string, not {type(text).__name__}")
         prefixed = " " + text if add_prefix_space and text and not text.startswith(" ") else text
-        words = split_words(prefixed)
-        counts.update(words)
-        read += len(words)
-        progress.show(read)
+        counts.update(split_words(prefixed))
+        progress.show(index + 1)
     progress.close()
     return counts
 
@@ -82,7 +100,7 @@ def _learn(
     tokens: list[str],
     vocab_size: int,
     min_frequency: int,
-    progress: _Progress,
+    progress: Progress,
 ) -> list[_Pair]:
     """The merged pairs in order of rank; ``tokens`` grows, and ``words`` are merged."""
     ids = {token: id_ for id_, token in enumerate(tokens)}
@@ -180,35 +198,3 @@ def _check(vocab_size: int, min_frequency: int, special_tokens: list[str]) -> No
             f"vocab_size={vocab_size} is too small: {len(special_tokens)} special tokens and the "
             f"256 bytes need {least}"
         )
-
-
-class _Progress:
-    """A line on stderr that tells how far a long piece of work is; silent for the first seconds."""
-
-    _SILENT = 2.0  # seconds
-
-    def __init__(self, unit: str, total: int | None, enabled: bool) -> None:
-        self._unit, self._total, self._enabled = unit, total, enabled
-        self._live = sys.stderr is not None and sys.stderr.isatty()
-        self._began = time.monotonic()
-        self._next = self._began + self._SILENT
-        self._shown = False
-
-    def show(self, done: int) -> None:
-        now = time.monotonic()
-        if not self._enabled or now < self._next:
-            return
-        # On a terminal the line is written over; in a log each is a new one, so there are few.
-        self._next = now + (0.1 if self._live else 10.0)
-        bar = f"{done:,}"
-        if self._total:
-            filled = 30 * done // self._total
-            bar = f"[{'#' * filled}{'.' * (30 - filled)}] {done:,}/{self._total:,}"
-        line = f"training the tokenizer: {bar} {self._unit}, {now - self._began:.0f} s"
-        print(f"\r{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr)
-        sys.stderr.flush()
-        self._shown = True
-
-    def close(self) -> None:
-        if self._shown and self._live:
-            print(file=sys.stderr)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 from array import array
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice, repeat
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, FileFormatError
 from gpt2.tokenization.added import AddedToken, AddedTokens
@@ -85,10 +86,27 @@ class Vocabulary:
         self.added = dict(tables.added)
         self.tokens = _tokens_by_id(tables)
         ranks, merged = _merge_rules(tables)
-        self.byte_ids = [
-            tables.vocab.get(character, -1 - byte) for byte, character in enumerate(BYTE_CHARACTERS)
-        ]
+        self.byte_ids = _byte_ids(tables.vocab)
         self.encoder = BytePairEncoder(self.byte_ids, ranks, merged)
+        self._index_added()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A few long strings: the same bytes for equal vocabularies, whatever was asked of them
+        # before and wherever they came from. Caches of datasets are found by these bytes.
+        return {
+            "added": json.dumps([[id_, asdict(self.added[id_])] for id_ in sorted(self.added)]),
+            "base": json.dumps(dict(sorted(self.base.items(), key=itemgetter(1)))),
+            "encoder": self.encoder,
+            "merges": "\n".join(self.merges),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.added = {id_: AddedToken(**token) for id_, token in json.loads(state["added"])}
+        self.base = json.loads(state["base"])
+        self.encoder = state["encoder"]
+        self.merges = state["merges"].split("\n") if state["merges"] else []
+        self.tokens = _tokens_by_id(Tables(self.base, self.merges, self.added))
+        self.byte_ids = _byte_ids(self.base)
         self._index_added()
 
     def __len__(self) -> int:
@@ -145,6 +163,10 @@ class Vocabulary:
         self._added_ids = {token.content: id_ for id_, token in self.added.items()}
         self.finder = AddedTokens(self.added)
         self.__dict__.pop("token_bytes", None)
+
+
+def _byte_ids(vocab: dict[str, int]) -> list[int]:
+    return [vocab.get(character, -1 - byte) for byte, character in enumerate(BYTE_CHARACTERS)]
 
 
 def _tokens_by_id(tables: Tables) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 
 from gpt2 import GPT2Tokenizer
 from gpt2.errors import ArgumentError, ArgumentTypeError
-from gpt2.tokenization import training
+from gpt2.tokenization.added import AddedToken
+from gpt2.tokenization.progress import Progress
 
 
 def merges_of(texts: list[str], vocab_size: int, **arguments: object) -> list[str]:
@@ -100,9 +101,74 @@ def test_progress_is_told_on_stderr_after_a_while(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stderr", stderr)
     GPT2Tokenizer.train(["ab ab"], 258)
     assert stderr.getvalue() == ""
-    monkeypatch.setattr(training._Progress, "_SILENT", 0.0)
+    monkeypatch.setattr(Progress, "SILENT", 0.0)
     GPT2Tokenizer.train(["ab ab"], 258)
     assert "258/258 tokens" in stderr.getvalue()
     before = stderr.getvalue()
     GPT2Tokenizer.train(["ab ab"], 258, show_progress=False)
     assert stderr.getvalue() == before
+
+
+def test_a_new_vocabulary_keeps_special_tokens_and_settings() -> None:
+    old = GPT2Tokenizer.train(
+        ["xy xy"],
+        300,
+        special_tokens=["<|endoftext|>", "<|pad|>"],
+        pad_token="<|pad|>",
+        add_prefix_space=True,
+        padding_side="left",
+        model_max_length=64,
+        surrogates="replace",
+    )
+    old.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True)})
+    old.add_tokens(["plain"])
+    old.add_tokens(["<|turn|>"], special_tokens=True)
+    new = old.train_new_from_iterator(
+        iter([["zw zw", "zw"], ["ab ab"]]),
+        400,
+        new_special_tokens=["<|new|>"],
+        special_tokens_map={"<|endoftext|>": "<|end|>"},
+        show_progress=False,
+    )
+    contents = ["<|end|>", "<|pad|>", "<mask>", "<|turn|>", "<|new|>"]
+    assert new.convert_ids_to_tokens(range(5)) == contents
+    assert new.get_added_vocab() == {content: id_ for id_, content in enumerate(contents)}
+    assert new.eos_token == new.bos_token == new.unk_token == "<|end|>"
+    assert (new.pad_token, new.mask_token) == ("<|pad|>", "<mask>")
+    assert new.additional_special_tokens == ["<|pad|>", "<|new|>"]
+    assert new.encode("\ud800 <mask>") == [*new.encode("\ufffd"), 2]  # lstrip and surrogates
+    assert (new.padding_side, new.model_max_length, new.add_prefix_space) == ("left", 64, True)
+    assert new.tokenize("zw")[0] == "Ġzw"
+    assert old.tokenize("xy") == ["Ġxy"]  # as it was
+
+
+def test_a_new_vocabulary_is_learnt_without_a_least_frequency() -> None:
+    old = GPT2Tokenizer.train(["xy"], 256, special_tokens=[])
+    assert len(old.train_new_from_iterator(["abc"], 400)) == 258
+    assert len(old.train_new_from_iterator(["abc"], 400, min_frequency=2)) == 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text_iterator": "one text"}, "text_iterator must be an iterable of texts, .* not str"),
+        ({"text_iterator": [["a", 3]]}, r"texts\[1\] must be a string, not int"),
+        ({"text_iterator": [3]}, r"texts\[0\] must be a string, not int"),
+        ({"vocab_size": 3}, "vocab_size=3 is too small"),
+        ({"special_tokens_map": {"<s>": "<t>"}}, "special_tokens_map renames '<s>', which is no"),
+    ],
+)
+def test_bad_arguments_for_a_new_vocabulary(arguments: dict[str, object], message: str) -> None:
+    given = {"text_iterator": ["ab ab"], "vocab_size": 300} | arguments
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        GPT2Tokenizer.train(["ab"], 257).train_new_from_iterator(**given)  # type: ignore[arg-type]
+
+
+def test_progress_counts_texts_where_their_number_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(Progress, "SILENT", 0.0)
+    GPT2Tokenizer.train(["ab"], 257).train_new_from_iterator(["ab", "cd"], 257, length=2)
+    assert "1/2 texts read" in stderr.getvalue()
