@@ -64,10 +64,9 @@ class AddedTokens:
         >>> AddedTokens({50256: AddedToken("<|endoftext|>")}).split("one<|endoftext|>two")
         ['one', 50256, 'two']
         """
-        spans = self.spans(text)
-        if len(spans) == 1 and spans[0][2] is None:
-            return [text]
-        return [text[start:end] if id_ is None else id_ for start, end, id_ in spans]
+        if not self._may_be_in(text):
+            return [text] if text else []
+        return [text[start:end] if id_ is None else id_ for start, end, id_ in self.spans(text)]
 
     def spans(self, text: str) -> list[tuple[int, int, int | None]]:
         """Where the pieces of `split` stand: (start, end, id or None for text), in characters.
@@ -77,8 +76,7 @@ class AddedTokens:
         if not text:
             return []
         spans: list[tuple[int, int, int | None]] = [(0, len(text), None)]
-        # Searching for fixed text is several times faster than for a pattern, and mostly in vain.
-        if any(content in text for content in self._contents):
+        if self._may_be_in(text):
             for pattern in self._passes:
                 spans = [
                     part
@@ -90,6 +88,10 @@ class AddedTokens:
                     )
                 ]
         return spans
+
+    def _may_be_in(self, text: str) -> bool:
+        # Searching for fixed text is several times faster than for a pattern, and mostly in vain.
+        return any(map(text.__contains__, self._contents))
 
     def _cut(
         self, text: str, at: int, pattern: re.Pattern[str]

@@ -90,7 +90,7 @@ class TextCalls(TokenDecoder):
         padding_side: str | None = None,
         return_tensors: TensorKind | None = None,
         return_token_type_ids: bool = False,
-        return_attention_mask: bool = True,
+        return_attention_mask: bool | None = True,
         return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
@@ -169,7 +169,7 @@ class TextCalls(TokenDecoder):
             entries={
                 "input_ids": True,
                 "token_type_ids": return_token_type_ids,
-                "attention_mask": return_attention_mask,
+                "attention_mask": return_attention_mask is not False,
                 "special_tokens_mask": return_special_tokens_mask,
                 "offset_mapping": return_offsets_mapping,
                 "length": return_length,

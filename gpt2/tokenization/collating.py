@@ -15,6 +15,7 @@ class IdCalls(TextCalls):
     """The half of the calls that takes ids in place of text."""
 
     pad_token_type_id = 0
+    is_fast = True  # what collators ask before they use offsets and words
 
     def pad(
         self,
@@ -82,7 +83,7 @@ class IdCalls(TextCalls):
         padding_side: str | None = None,
         return_tensors: TensorKind | None = None,
         return_token_type_ids: bool = False,
-        return_attention_mask: bool = True,
+        return_attention_mask: bool | None = True,
         return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
         return_length: bool = False,
@@ -120,7 +121,7 @@ class IdCalls(TextCalls):
             entries={
                 "input_ids": True,
                 "token_type_ids": return_token_type_ids,
-                "attention_mask": return_attention_mask,
+                "attention_mask": return_attention_mask is not False,
                 "special_tokens_mask": return_special_tokens_mask,
                 "length": return_length,
                 "overflow_to_sample_mapping": return_overflowing_tokens,

@@ -34,7 +34,7 @@ class Traced:
     words: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TextReader:
     """How a tokenizer reads text at one moment: what is added to it later changes nothing here.
 

@@ -30,5 +30,8 @@ def complaint_about(name: str, value: Any) -> str | None:
     ):
         return f"model_max_length must be an integer from 1 up, or None, not {value!r:.200}"
     elif name == "split_special_tokens" and value not in (None, False):
-        return f"split_special_tokens={value!r:.200} cannot be honoured; only false can"
+        return (
+            f"split_special_tokens={value!r:.200} cannot be honoured; only false can; for the "
+            'same, pass special_text="plain" to each call'
+        )
     return None

@@ -85,6 +85,8 @@ def test_entries_of_a_pair(tokenizer: GPT2Tokenizer) -> None:
     none: list[int | None] = [None]
     assert batch.sequence_ids() == [None, *[0] * len(the), None, *[1] * len(hat), *none * pad]
     assert batch.char_to_token(0, sequence_index=1) == 2 + len(the)
+    assert batch.word_to_tokens(0) == (1, 1 + len(the))
+    assert batch.word_to_tokens(0, sequence_index=1) == (2 + len(the), size)
     assert batch.token_to_sequence(1) == 0
     assert batch.token_to_chars(0) is None
     assert len(batch[0]) == 9
@@ -98,6 +100,7 @@ def test_the_ways_to_give_pairs(tokenizer: GPT2Tokenizer) -> None:
     assert tokenizer("a", "fox")["input_ids"] == expected["input_ids"][1]
     assert tokenizer.encode("a", "fox") == expected["input_ids"][1]
     assert tokenizer.encode_plus("a", "fox") == tokenizer("a", "fox")
+    assert list(tokenizer("a", return_attention_mask=None)) == ["input_ids", "attention_mask"]
     with pytest.raises(ArgumentTypeError, match="encode_plus takes one text"):
         tokenizer.encode_plus(["a"])
     with pytest.raises(ArgumentTypeError, match="batch_encode_plus takes a list"):

@@ -36,8 +36,9 @@ def test_the_longer_text_gives_way_first(lengths: tuple[int, int], kept: tuple[i
     assert stretches([row]) == [[(0, 0, kept[0]), (1, 0, kept[1])]]
 
 
-def test_an_odd_place_goes_to_the_longer_text() -> None:
+def test_an_odd_place_goes_to_the_longer_text_or_the_second() -> None:
     assert stretches(lay_out(0, (9, 8), (), (), cut(7))) == [[(0, 0, 4), (1, 0, 3)]]
+    assert stretches(lay_out(0, (9, 9), (), (), cut(7))) == [[(0, 0, 3), (1, 0, 4)]]
     assert stretches(lay_out(0, (8, 9), (), (), cut(7))) == [[(0, 0, 3), (1, 0, 4)]]
 
 
