@@ -27,6 +27,7 @@ class GPT2Attention(nn.Module):
         self.num_heads = config.n_head - len(pruned)
         self.head_dim = config.head_dim
         self.layer_idx = layer_idx
+        self.is_cross_attention = is_cross_attention
         width = self.num_heads * self.head_dim
         if is_cross_attention:
             self.q_attn = nn.Linear(config.n_embd, width)

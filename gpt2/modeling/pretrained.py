@@ -19,11 +19,12 @@ from gpt2.checkpoints.load import load_tensors, normalize_state_dict
 from gpt2.checkpoints.save import weight_file_patterns, write_checkpoint
 from gpt2.config import CONFIG_NAME, GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, StateDictError, unknown_argument
+from gpt2.modeling.surgery import Surgery
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import Repository, open_repository
 
 
-class GPT2PreTrainedModel(nn.Module):
+class GPT2PreTrainedModel(Surgery):
     """Base of all models: ``config``, initialisation, tying, from_pretrained, save_pretrained."""
 
     config: GPT2Config
@@ -60,6 +61,9 @@ class GPT2PreTrainedModel(nn.Module):
 
     def post_init(self) -> None:
         """Initialise every weight of this class, and tie; called at the end of a constructor."""
+        core = getattr(self, self.base_model_prefix, None)
+        if isinstance(core, GPT2PreTrainedModel):
+            core.config = self.config  # one config: what is set on the model holds in its core
         ties = self.tied_weights if self.config.tie_word_embeddings else {}
         for name, _ in self.named_parameters(remove_duplicate=False):
             of_core = name.startswith(f"{self.base_model_prefix}.")  # has initialised itself
@@ -117,14 +121,27 @@ class GPT2PreTrainedModel(nn.Module):
         """Number of parameters; a tied one counts once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding, ``wte``."""
-        core = getattr(self, self.base_model_prefix, self)
-        return core.get_submodule("wte")
+    # -- memory in training ---------------------------------------------------------------------
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The language-modelling head, or None."""
-        return None
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """In training, keep only each block's input and compute the block again in backward.
+
+        ``gradient_checkpointing_kwargs`` go to torch.utils.checkpoint.checkpoint;
+        use_reentrant is False unless they say otherwise.
+        """
+        core = getattr(self, self.base_model_prefix, self)
+        core.checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep what backward needs, again."""
+        getattr(self, self.base_model_prefix, self).checkpointing = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether gradient_checkpointing_enable is in force."""
+        return getattr(self, self.base_model_prefix, self).checkpointing is not None
 
     # -- loading --------------------------------------------------------------------------------
 

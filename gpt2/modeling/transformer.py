@@ -7,10 +7,12 @@ Shape legend of the whole library: B batch, T query length, S key length
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError
@@ -94,6 +96,8 @@ class GPT2Model(GPT2PreTrainedModel):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([GPT2Block(config, i) for i in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        #: arguments of torch's checkpoint where blocks are computed again in backward, else None
+        self.checkpointing: dict[str, Any] | None = None
         self.post_init()
 
     def forward(
@@ -142,6 +146,13 @@ class GPT2Model(GPT2PreTrainedModel):
             encoder_hidden_states, encoder_attention_mask, shape[:-1].numel()
         )
         keep_cache = _choose(use_cache, self.config.use_cache and not self.training)
+        recompute = self.checkpointing if self.training else None
+        if recompute is not None and (keep_cache or past is not None):
+            raise ArgumentError(
+                "a cache cannot be read or kept while gradient checkpointing computes blocks "
+                "twice; leave out use_cache and past_key_values, or call "
+                "gradient_checkpointing_disable()"
+            )
         keep_attentions = _choose(output_attentions, self.config.output_attentions)
         keep_states = _choose(output_hidden_states, self.config.output_hidden_states)
         cache = None
@@ -154,7 +165,8 @@ class GPT2Model(GPT2PreTrainedModel):
         for block, scale in zip(self.h, head_scales(head_mask, self.config.n_layer), strict=True):
             if keep_states:
                 states.append(x.view(*shape, -1))
-            x, weights, cross_weights = block(
+            run = block if recompute is None else partial(checkpoint, block, **recompute)
+            x, weights, cross_weights = run(
                 x,
                 place.visibility,
                 cache,

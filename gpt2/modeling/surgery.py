@@ -1,0 +1,149 @@
+"""Changing the shape of a model that has its weights: more tokens, fewer heads.
+
+The modules stay, so that hooks on them do; their parameters are new, so an
+optimizer has to be made afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.config import GPT2Config
+from gpt2.errors import ArgumentError
+from gpt2.fieldchecks import check_whole
+from gpt2.modeling.attention import GPT2Attention
+
+# New rows scatter around the mean with this share of the old rows' covariance, as in the reference
+# and in https://nlp.stanford.edu/~johnhew/vocab-expansion.html: close enough to leave the other
+# tokens' probabilities as they were, and not all the same.
+_COVARIANCE_SHARE = 1e-9
+
+
+class Surgery(nn.Module):
+    """What GPT2PreTrainedModel can do to its own shape."""
+
+    config: GPT2Config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding, ``wte``."""
+        core = getattr(self, "transformer", self)
+        return core.get_submodule("wte")
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language-modelling head, or None."""
+        return None
+
+    def tie_weights(self) -> None:
+        """Make each tied parameter the very parameter it is tied to: none here."""
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """Give the model ``new_num_tokens`` tokens, and return the token embedding.
+
+        Rows are cut off or added at the end, in an untied head too; new ones
+        are drawn around the mean of the old, or from N(0, initializer_range²)
+        with ``mean_resizing=False``. ``pad_to_multiple_of`` rounds the number
+        up. The parameters are new: make the optimizer afterwards.
+
+        Raises ArgumentError for numbers below 1.
+        """
+        table = self.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        rows = table.num_embeddings if new_num_tokens is None else new_num_tokens
+        check_whole(ArgumentError, "new_num_tokens", rows, 1)
+        if pad_to_multiple_of is not None:
+            check_whole(ArgumentError, "pad_to_multiple_of", pad_to_multiple_of, 1)
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        if rows == table.num_embeddings:
+            return table
+
+        def resized(old: Tensor) -> nn.Parameter:
+            std = self.config.initializer_range
+            new = resized_rows(old, rows, mean_resizing=mean_resizing, std=std)
+            return nn.Parameter(new, requires_grad=old.requires_grad)
+
+        head = self.get_output_embeddings()
+        if isinstance(head, nn.Linear):
+            if head.weight is not table.weight:  # a tied one follows the table below
+                head.weight = resized(head.weight)
+            head.out_features = rows
+        table.weight, table.num_embeddings = resized(table.weight), rows
+        self.tie_weights()
+        self.config.vocab_size = rows
+        return table
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Sequence[int]]) -> None:
+        """Take heads out of layers: {layer: [head, …]}, numbered as they were at first.
+
+        The same numbers as a head mask of 0 there, with less to compute. They
+        are noted in ``config.pruned_heads``, saved and loaded. (transformers
+        loads a pruned model in its 4.x releases only.)
+
+        Raises ConfigError for layers and heads that are not there, and for the
+        last head of a layer.
+        """
+        gone = self.config.pruned_heads
+        wanted = {
+            layer: sorted({*gone.get(layer, []), *heads}) for layer, heads in heads_to_prune.items()
+        }
+        after = self.config.replaced(pruned_heads={**gone, **wanted})  # checks the numbers
+        for attention in self.modules():
+            if isinstance(attention, GPT2Attention) and not attention.is_cross_attention:
+                before = gone.get(attention.layer_idx, [])
+                prune_attention(attention, wanted.get(attention.layer_idx, before), before)
+        self.config.pruned_heads = after.pruned_heads
+
+
+@torch.no_grad()
+def resized_rows(table: Tensor, rows: int, *, mean_resizing: bool, std: float) -> Tensor:
+    """``table`` (V, D) with ``rows`` rows: cut off, or grown, (rows, D).
+
+    New rows are drawn around the mean of the old ones, or from N(0, std²)
+    where ``mean_resizing`` is False.
+    """
+    old = table[: min(rows, len(table))]
+    added = rows - len(old)
+    if added == 0:
+        return old.clone()
+    if not mean_resizing:
+        return torch.cat([old, torch.empty_like(table[:1]).repeat(added, 1).normal_(std=std)])
+    mean = table.float().mean(0)  # (D,)
+    centred = table.float() - mean  # (V, D)
+    # zᵀ·centred / √V with z ~ N(0, 1) has the rows' covariance, without a factorization of it.
+    z = torch.randn(added, len(table), device=table.device)
+    spread = (_COVARIANCE_SHARE / len(table)) ** 0.5
+    return torch.cat([old, (mean + spread * (z @ centred)).to(table.dtype)])
+
+
+@torch.no_grad()
+def prune_attention(attention: GPT2Attention, heads: list[int], gone: list[int]) -> None:
+    """Leave a self-attention, from which ``gone`` were taken before, without ``heads``.
+
+    Both number the heads as they were at first.
+    """
+    if heads == gone:
+        return
+    remaining = [h for h in range(attention.num_heads + len(gone)) if h not in gone]
+    kept = torch.tensor([i for i, h in enumerate(remaining) if h not in heads])
+    head_dim, width = attention.head_dim, attention.num_heads * attention.head_dim
+    columns = (kept[:, None] * head_dim + torch.arange(head_dim)).flatten()
+    rows = torch.cat([part * width + columns for part in range(3)])  # of q, k and v
+    c_attn, c_proj = attention.c_attn, attention.c_proj
+    columns, rows = columns.to(c_attn.weight.device), rows.to(c_attn.weight.device)
+    c_attn.weight = _chosen(c_attn.weight, rows, 0)
+    c_attn.bias = _chosen(c_attn.bias, rows, 0)
+    c_proj.weight = _chosen(c_proj.weight, columns, 1)
+    c_attn.out_features, c_proj.in_features = len(rows), len(columns)
+    attention.num_heads = len(kept)
+
+
+def _chosen(parameter: Tensor, index: Tensor, dim: int) -> nn.Parameter:
+    chosen = parameter.index_select(dim, index).contiguous()
+    return nn.Parameter(chosen, requires_grad=parameter.requires_grad)
