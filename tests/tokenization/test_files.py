@@ -433,7 +433,7 @@ def test_quotes_and_backslashes_in_a_vocabulary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "merges",
-    [["ab", "a b c"], ["a b\nb c"], ["a b", "b c\na b"], ["a  b"], [" "], ["a b", 3]],
+    [["ab", "a b c"], ["a b\nb c"], ["a b", "b c\na b"], ["a  b"], [" "], ["a\nb c"], ["a b", 3]],
 )
 def test_merges_that_are_no_pairs(merges: list[Any]) -> None:
     vocab = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "aba": 5}

@@ -76,6 +76,16 @@ def test_equal_tokenizers_have_equal_pickles(tokenizer: GPT2Tokenizer, tmp_path:
     assert pickle.dumps(first) != data
 
 
+def test_pickles_do_not_tell_which_strings_were_the_same_object(tokenizer: GPT2Tokenizer) -> None:
+    def build(*ends: str) -> bytes:
+        vocab, merges = tokenizer.get_vocab(), tokenizer._vocabulary.merges
+        return pickle.dumps(GPT2Tokenizer(vocab, merges, "replace", *ends))
+
+    end = "<|endoftext|>"
+    copies = [bytes(end, "ascii").decode() for _ in range(3)]
+    assert build(*copies) == build(end, end, end)
+
+
 def test_a_restored_tokenizer_is_the_same_and_can_grow(tokenizer: GPT2Tokenizer) -> None:
     tokenizer.add_tokens([AddedToken("<x>", rstrip=True)])
     restored = pickle.loads(pickle.dumps(tokenizer))
