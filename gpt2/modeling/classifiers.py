@@ -114,8 +114,7 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
             hidden_states=core.hidden_states,
             attentions=core.attentions,
         )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return self.returned(output, return_dict)
 
     def _inferred_problem_type(self, labels: Tensor) -> str:
         if self.num_labels == 1:
@@ -224,8 +223,7 @@ class GPT2ForTokenClassification(GPT2PreTrainedModel):
             attentions=core.attentions,
             past_key_values=core.past_key_values,
         )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return self.returned(output, return_dict)
 
 
 class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
@@ -312,5 +310,4 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
             hidden_states=core.hidden_states,
             attentions=core.attentions,
         )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return self.returned(output, return_dict)

@@ -101,18 +101,10 @@ class GPT2LMHeadModel(GenerativeModel):
             check_inputs=checks,
         )
         x = core.last_hidden_state  # (B, T, D)
-        loss = None
-        if labels is None:
-            logits = self.lm_head(_keep(x, logits_to_keep))  # (B, K, V)
-        else:
-            full = self.lm_head(x)  # (B, T, V): the loss is over every position
-            loss = causal_lm_loss(
-                full,
-                labels,
-                attended=attended_positions(attention_mask, x),
-                num_items_in_batch=num_items_in_batch,
-            )
-            logits = _keep(full, logits_to_keep)
+        attended = attended_positions(attention_mask, x)
+        loss, logits = _loss_and_logits(
+            self.lm_head, x, labels, attended, num_items_in_batch, logits_to_keep
+        )
         output = CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
@@ -121,8 +113,7 @@ class GPT2LMHeadModel(GenerativeModel):
             attentions=core.attentions,
             cross_attentions=core.cross_attentions,
         )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return self.returned(output, return_dict)
 
 
 class GPT2DoubleHeadsModel(GenerativeModel):
@@ -213,15 +204,10 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         x = core.last_hidden_state  # (B, C, T, D)
         attended = attended_positions(attention_mask, x)
         mc_logits = self.multiple_choice_head(x, attended, mc_token_ids).squeeze(-1)  # (B, C)
-        loss = mc_loss = None
-        if labels is None:
-            logits = self.lm_head(_keep(x, logits_to_keep))
-        else:
-            full = self.lm_head(x)  # (B, C, T, V)
-            loss = causal_lm_loss(
-                full, labels, attended=attended, num_items_in_batch=num_items_in_batch
-            )
-            logits = _keep(full, logits_to_keep)
+        loss, logits = _loss_and_logits(
+            self.lm_head, x, labels, attended, num_items_in_batch, logits_to_keep
+        )
+        mc_loss = None
         if mc_labels is not None:
             if mc_logits.shape != shape[:-1]:
                 raise ArgumentError(
@@ -240,8 +226,23 @@ class GPT2DoubleHeadsModel(GenerativeModel):
             hidden_states=core.hidden_states,
             attentions=core.attentions,
         )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return self.returned(output, return_dict)
+
+
+def _loss_and_logits(
+    lm_head: nn.Module,
+    x: Tensor,
+    labels: Tensor | None,
+    attended: Tensor | None,
+    num_items_in_batch: int | Tensor | None,
+    logits_to_keep: int | Tensor,
+) -> tuple[Tensor | None, Tensor]:
+    """The loss, where there are labels, and the logits of the positions that are asked for."""
+    if labels is None:
+        return None, lm_head(_keep(x, logits_to_keep))
+    logits = lm_head(x)  # (B, T, V): the loss is over every position
+    loss = causal_lm_loss(logits, labels, attended=attended, num_items_in_batch=num_items_in_batch)
+    return loss, _keep(logits, logits_to_keep)
 
 
 def _keep(x: Tensor, which: int | Tensor) -> Tensor:

@@ -121,6 +121,11 @@ class GPT2PreTrainedModel(Surgery):
         """Number of parameters; a tied one counts once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
+    def returned(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
+        """A forward pass's output as it is, or as a tuple, as the argument or the config says."""
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
     # -- memory in training ---------------------------------------------------------------------
 
     def gradient_checkpointing_enable(

@@ -188,7 +188,7 @@ class GPT2Model(GPT2PreTrainedModel):
             attentions=tuple(attentions) if keep_attentions else None,
             cross_attentions=tuple(cross_attentions) if keep_attentions and encoder else None,
         )
-        return output if _choose(return_dict, self.config.return_dict) else output.to_tuple()
+        return self.returned(output, return_dict)
 
     def _place(
         self,
