@@ -23,6 +23,8 @@ from gpt2.modeling.surgery import Surgery
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import Repository, open_repository
 
+Output = TypeVar("Output", bound=ModelOutput)
+
 
 class GPT2PreTrainedModel(Surgery):
     """Base of all models: ``config``, initialisation, tying, from_pretrained, save_pretrained."""
