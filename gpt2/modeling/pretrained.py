@@ -10,7 +10,7 @@ import inspect
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Literal, Self, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from gpt2.checkpoints.load import load_tensors, normalize_state_dict
 from gpt2.checkpoints.save import weight_file_patterns, write_checkpoint
 from gpt2.config import CONFIG_NAME, GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, StateDictError, unknown_argument
+from gpt2.modeling.outputs import ModelOutput
 from gpt2.modeling.surgery import Surgery
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import Repository, open_repository
