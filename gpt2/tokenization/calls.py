@@ -195,11 +195,34 @@ class TextCalls(TokenDecoder):
             truncation_side=self.truncation_side,
         )
         before, after = self._around() if add_special_tokens else ((), ())
-        rows: list[Row] = []
-        for sample, of_sample in enumerate(texts):
-            rows += lay_out(sample, [len(ids) for ids in of_sample], before, after, cut)
-        if pad_to is not None:
-            pad_to.apply(rows)
+
+        def laid_out() -> list[Row]:
+            rows: list[Row] = []
+            for sample, of_sample in enumerate(texts):
+                rows += lay_out(sample, [len(ids) for ids in of_sample], before, after, cut)
+            if pad_to is not None:
+                pad_to.apply(rows)
+            return rows
+
+        wanted = {name for name, is_wanted in entries.items() if is_wanted}
+        if (
+            origin is not None
+            and cut is None
+            and pad_to is None
+            and not (before or after or wanted - {"input_ids", "attention_mask"})
+            and all(len(of_sample) == 1 for of_sample in texts)
+        ):
+            # Most calls: each row is one text as it is, and nobody may ever ask for its layout.
+            columns: dict[str, list[Any]] = {"input_ids": [ids for (ids,) in texts]}
+            if "attention_mask" in wanted:
+                columns["attention_mask"] = [[1] * len(ids) for (ids,) in texts]
+            return batch_of(
+                columns,
+                single=not is_batch,
+                return_tensors=return_tensors,
+                encodings=lambda: origin(laid_out())(),
+            )
+        rows = laid_out()
         encodings = None if origin is None else origin(rows)
         filler = self._filler
         makers: dict[str, Callable[[], list[Any]]] = {
@@ -215,7 +238,7 @@ class TextCalls(TokenDecoder):
             encodings = lambda: known  # noqa: E731
             makers["offset_mapping"] = lambda: [encoding.offsets for encoding in known]
         return batch_of(
-            {name: makers[name]() for name, wanted in entries.items() if wanted},
+            {name: makers[name]() for name in entries if name in wanted},
             single=not is_batch and not lengths["return_overflowing_tokens"],
             return_tensors=return_tensors,
             encodings=encodings,
