@@ -54,7 +54,7 @@ class ModelOutput:
 
 
 @dataclass_transform()
-def _register(cls: _O) -> _O:
+def output_class(cls: _O) -> _O:
     """Make the class a dataclass and a node of torch's pytree, so that its tensors are found."""
     dataclass(cls)
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def _register(cls: _O) -> _O:
     return cls
 
 
-@_register
+@output_class
 class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
     """What GPT2Model returns.
 
@@ -87,7 +87,7 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-@_register
+@output_class
 class CausalLMOutputWithCrossAttentions(ModelOutput):
     """What GPT2LMHeadModel returns: ``loss`` (scalar), ``logits`` (B, T, V), and the core's."""
 
@@ -99,7 +99,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-@_register
+@output_class
 class GPT2DoubleHeadsModelOutput(ModelOutput):
     """What GPT2DoubleHeadsModel returns: ``logits`` (B, C, T, V) and ``mc_logits`` (B, C)."""
 
@@ -112,7 +112,7 @@ class GPT2DoubleHeadsModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@_register
+@output_class
 class SequenceClassifierOutputWithPast(ModelOutput):
     """What GPT2ForSequenceClassification returns: ``logits`` (B, C), one row per sequence."""
 
@@ -123,7 +123,7 @@ class SequenceClassifierOutputWithPast(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@_register
+@output_class
 class TokenClassifierOutput(ModelOutput):
     """What GPT2ForTokenClassification returns: ``logits`` (B, T, C).
 
@@ -137,7 +137,7 @@ class TokenClassifierOutput(ModelOutput):
     past_key_values: KVCache | None = None
 
 
-@_register
+@output_class
 class QuestionAnsweringModelOutput(ModelOutput):
     """What GPT2ForQuestionAnswering returns: ``start_logits`` and ``end_logits`` (B, T)."""
 
