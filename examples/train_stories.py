@@ -34,7 +34,7 @@ END = "<|endoftext|>"
 class Recipe:
     """The sizes of a run; ``width`` is the length of a training row in tokens."""
 
-    steps: int = 6000
+    steps: int = 9000
     batch_size: int = 4
     vocab_size: int = 1024
     width: int = 256
