@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, ArgumentTypeError
-from gpt2.tokenization.progress import Progress
+from gpt2.progress import Progress
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

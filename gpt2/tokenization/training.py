@@ -16,9 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.progress import Progress
 from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS
 from gpt2.tokenization.pretokenization import split_words
-from gpt2.tokenization.progress import Progress
 
 _Pair = tuple[int, int]
 

@@ -12,9 +12,9 @@ import pytest
 
 from gpt2 import GPT2Tokenizer
 from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.progress import Progress
 from gpt2.tokenization import corpus
 from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS
-from gpt2.tokenization.progress import Progress
 
 END = "<|endoftext|>"
 TEXTS = [f"{'The hen. ' * (n % 7)}{n} fox{END * (n % 3)}é" for n in range(200)] + ["", "a"]

@@ -9,8 +9,8 @@ import pytest
 
 from gpt2 import GPT2Tokenizer
 from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.progress import Progress
 from gpt2.tokenization.added import AddedToken
-from gpt2.tokenization.progress import Progress
 
 
 def merges_of(texts: list[str], vocab_size: int, **arguments: object) -> list[str]:
