@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
-from gpt2.fieldchecks import check_bool, check_whole, is_number
+from gpt2.generation.checks import CHECKS, bias_pairs, check_said, check_settings
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
@@ -24,24 +23,18 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 #: is what the reference adds to the prompt).
 DEFAULT_NEW_TOKENS = 20
 
-# Documented settings that this version does not have, with the value at which they do nothing.
-# At that value they are accepted, so that published files load; at another they are refused.
+# Documented settings that are not of use here, with the value at which they do nothing. At that
+# value they are accepted, so that published files load; at another they are refused.
 _WITHOUT_EFFECT: dict[str, Any] = {
-    "min_length": 0, "min_new_tokens": None, "early_stopping": False, "max_time": None,
-    "stop_strings": None, "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": None,
-    "dola_layers": None, "cache_implementation": None, "min_p": None, "typical_p": 1.0,
-    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "diversity_penalty": 0.0,
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0, "bad_words_ids": None, "force_words_ids": None,
-    "renormalize_logits": False, "constraints": None, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "remove_invalid_values": False,
-    "exponential_decay_length_penalty": None, "suppress_tokens": None,
-    "begin_suppress_tokens": None, "sequence_bias": None, "token_healing": False,
-    "guidance_scale": None, "watermarking_config": None, "output_attentions": False,
-    "output_hidden_states": False, "output_scores": False, "output_logits": None,
-    "return_dict_in_generate": False, "prompt_lookup_num_tokens": None,
+    "dola_layers": None, "constraints": None, "token_healing": False, "watermarking_config": None,
+    "cache_implementation": None, "cache_config": None, "max_cache_len": None,
+    "return_legacy_cache": None, "low_memory": None, "assistant_early_exit": None,
+    "assistant_lookbehind": 10, "target_lookbehind": 10, "is_assistant": False,
+    "decoder_start_token_id": None, "forced_decoder_ids": None, "generation_kwargs": {},
+    "compile_config": None, "disable_compile": False, "prefill_chunk_size": None, "top_h": None,
+    "use_mtp": None, "assistant_ensemble_weight": None, "speculation_type": None,
+    "continuous_batching_config": None,
 }  # fmt: skip
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p")
 
 _G = TypeVar("_G", bound="type[GenerationConfig]")
 
@@ -72,17 +65,86 @@ class GenerationConfig:
     values that are impossible or contradict each other.
     """
 
+    # -- how long ------------------------------------------------------------------------------
     #: prompt and new tokens together; None with max_new_tokens None: 20 new tokens
     max_length: int | None = None
     max_new_tokens: int | None = None
+    #: no EOS before the row, prompt included, has that many tokens
+    min_length: int = 0
+    #: no EOS among that many new tokens
+    min_new_tokens: int | None = None
+    #: seconds; the step that exceeds them is the last one
+    max_time: float | None = None
+    #: a row ends with the token that completes one of them; needs ``tokenizer=``
+    stop_strings: str | list[str] | None = None
+    #: "slide": past n_positions go on from each row's last n_positions // 2 tokens
+    long_context: str | None = None
+    # -- which method --------------------------------------------------------------------------
     do_sample: bool = False
+    num_beams: int = 1
+    #: groups that keep away from each other's tokens (arXiv:1610.02424)
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    #: a finished beam's score is its log-probability over its length to that power
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    #: words that must come (lists of ids), or lists of words of which one must
+    force_words_ids: list[Any] | None = None
+    #: weight of the degeneration penalty of contrastive search (arXiv:2202.06417)
+    penalty_alpha: float | None = None
+    #: guess that many next tokens by looking up the last n-gram in what is there already
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    #: tokens that the assistant model drafts before they are checked
+    num_assistant_tokens: int = 20
+    num_assistant_tokens_schedule: str = "constant"
+    assistant_confidence_threshold: float = 0.4
+    use_cache: bool = True
+    # -- which tokens are sampled --------------------------------------------------------------
     temperature: float = 1.0
     #: sample among the k most probable tokens; 0 or None: among all
     top_k: int | None = 50
     #: sample among the most probable tokens that together have at least this probability
     top_p: float = 1.0
+    #: hide tokens less probable than this share of the most probable one's probability
+    min_p: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    # -- what is favoured and what is forbidden ------------------------------------------------
+    repetition_penalty: float = 1.0
+    #: favours (above 1) the tokens of the prompt
+    encoder_repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    #: the new tokens repeat no n-gram of the prompt
+    encoder_no_repeat_ngram_size: int = 0
+    bad_words_ids: list[list[int]] | None = None
+    #: {(ids): bias} or [[ids, bias], …]: added to the score of what would complete the ids
+    sequence_bias: dict[tuple[int, ...], float] | list[Any] | None = None
+    suppress_tokens: list[int] | None = None
+    #: not as the first new token
+    begin_suppress_tokens: list[int] | None = None
+    #: the token behind a prompt of one token
+    forced_bos_token_id: int | None = None
+    #: the last token where max_length is reached
+    forced_eos_token_id: int | list[int] | None = None
+    #: (start, factor): EOS is favoured more and more behind ``start`` new tokens
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    #: classifier-free guidance (arXiv:2306.17806); see ``negative_prompt_ids``
+    guidance_scale: float | None = None
+    renormalize_logits: bool = False
+    #: NaN becomes 0, infinite the largest number, instead of an error
+    remove_invalid_values: bool = False
+    # -- what is returned ----------------------------------------------------------------------
     num_return_sequences: int = 1
-    use_cache: bool = True
+    #: new ids alone, without the prompt's
+    return_only_new_tokens: bool = False
+    #: GenerateDecoderOnlyOutput or GenerateBeamDecoderOnlyOutput in place of the ids
+    return_dict_in_generate: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
+    output_attentions: bool = False
+    output_hidden_states: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -104,35 +166,18 @@ class GenerationConfig:
 
     def validate(self) -> None:
         """Raise ArgumentError for the first setting that cannot be."""
-        for name in ("max_length", "max_new_tokens", "num_return_sequences"):
-            if getattr(self, name) is not None or name == "num_return_sequences":
-                check_whole(ArgumentError, name, getattr(self, name), 1)
-        if self.max_length is not None and self.max_new_tokens is not None:
-            raise ArgumentError(
-                f"max_length={self.max_length} and max_new_tokens={self.max_new_tokens} say the "
-                "same thing twice; give one of them"
-            )
-        for name in ("do_sample", "use_cache"):
-            check_bool(ArgumentError, name, getattr(self, name))
-        if not is_number(self.temperature) or not 0 < self.temperature < math.inf:
-            raise ArgumentError(
-                f"temperature must be a number above 0, not {self.temperature!r}; "
-                "for the most probable token use do_sample=False"
-            )
-        if self.top_k is not None:
-            check_whole(ArgumentError, "top_k", self.top_k, 0)
-        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise ArgumentError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
-        if self.num_return_sequences > 1 and not self.do_sample:
-            raise ArgumentError(
-                f"num_return_sequences={self.num_return_sequences} without do_sample=True would "
-                "give the same sequence several times"
-            )
-        for name in ("bos_token_id", "pad_token_id"):
-            if getattr(self, name) is not None:
-                check_whole(ArgumentError, name, getattr(self, name), 0)
-        for token in self.eos_token_ids:
-            check_whole(ArgumentError, "eos_token_id", token, 0)
+        check_settings(self)
+
+    @property
+    def mode(self) -> str:
+        """The method that the settings choose: a key of gpt2.generation.generate.METHODS."""
+        if self.force_words_ids is not None:
+            return "constrained_beam"
+        if self.num_beams > 1:
+            return "group_beam" if self.num_beam_groups > 1 else "beam"
+        if self.penalty_alpha and not self.do_sample:
+            return "contrastive"
+        return "sample" if self.do_sample else "greedy"
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -140,22 +185,20 @@ class GenerationConfig:
         eos = self.eos_token_id
         return list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
 
-    def new_tokens(self, prompt_width: int, prompt_length: int, n_positions: int) -> int:
-        """How many tokens to generate behind a prompt of that many columns, at most.
-
-        ``prompt_length`` is the number of real tokens of the longest row: it,
-        with the new tokens, must fit into ``n_positions``.
-        """
+    def new_tokens(self, length: int, n_positions: int) -> int:
+        """How many tokens to generate behind a row of ``length`` real tokens, at most."""
         if self.max_length is not None:
-            if self.max_length <= prompt_width:
+            if self.max_length <= length:
                 raise ArgumentError(
                     f"max_length={self.max_length} leaves no room behind a prompt of "
-                    f"{prompt_width} tokens; set max_new_tokens"
+                    f"{length} tokens; set max_new_tokens"
                 )
-            return self.max_length - prompt_width
+            return self.max_length - length
         if self.max_new_tokens is not None:
             return self.max_new_tokens
-        return max(1, min(DEFAULT_NEW_TOKENS, n_positions - prompt_length))
+        if self.long_context is not None:
+            return DEFAULT_NEW_TOKENS
+        return max(1, min(DEFAULT_NEW_TOKENS, n_positions - length))
 
     def replaced(self, **changes: Any) -> Self:
         """A copy with ``changes`` made, as a call of ``generate`` makes them.
@@ -177,19 +220,15 @@ class GenerationConfig:
         elif "max_length" in changes and "max_new_tokens" not in changes:
             changed.max_new_tokens = None
         changed.validate()
-        if not changed.do_sample:
-            for name in _SAMPLING_ONLY:
-                if changes.get(name) not in (None, getattr(type(self), name)):
-                    raise ArgumentError(
-                        f"{name}={changes[name]!r} has no effect without do_sample=True"
-                    )
+        check_said(changed, changes, _DEFAULTS)
         return changed
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that differ from the defaults, and the kept fields, as plain data."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        defaults = {f.name: f.default for f in fields(self)}
-        set_here = {k: v for k, v in plain.items() if v != defaults[k]}
+        plain = {name: getattr(self, name) for name in _DEFAULTS}
+        if isinstance(self.sequence_bias, Mapping):  # its keys are no JSON
+            plain["sequence_bias"] = [[list(i), b] for i, b in bias_pairs(self.sequence_bias)]
+        set_here = {k: v for k, v in plain.items() if v != _DEFAULTS[k]}
         return copy.deepcopy({**self.extra, **set_here})
 
     @classmethod
@@ -210,9 +249,8 @@ class GenerationConfig:
                 extra[name] = copy.deepcopy(value)
         if values.get("max_new_tokens") is not None:
             values.pop("max_length", None)  # as the reference: max_new_tokens wins in a file
-        for name in ("temperature", "top_p", "do_sample", "use_cache", "num_return_sequences"):
-            if name in values and values[name] is None:
-                del values[name]
+        for name in [n for n, v in values.items() if v is None and n != "top_k"]:
+            del values[name]  # null means the default; top_k's own None means all tokens
         return cls(**values, extra=extra)
 
     @classmethod
@@ -258,6 +296,11 @@ class GenerationConfig:
         """Write generation_config.json into a directory that is being staged by the caller."""
         self.validate()
         write_json(stage / GENERATION_CONFIG_NAME, self.to_dict(), sort_keys=True)
+
+
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)}
+del _DEFAULTS["extra"]
+assert set(_DEFAULTS) == set(CHECKS)
 
 
 def _unknown_setting(owner: str, name: str) -> ArgumentTypeError:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from gpt2.config import GPT2Config
 from gpt2.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
-from gpt2.generation.decoding import Streamer, generate
+from gpt2.generation.generate import generate
+from gpt2.generation.outputs import GenerateOutput
+from gpt2.generation.run import Streamer
 from gpt2.modeling.pretrained import GPT2PreTrainedModel
 from gpt2.storage.hub import Repository
 
@@ -35,7 +37,7 @@ class GenerativeModel(GPT2PreTrainedModel):
         streamer: Streamer | None = None,
         seed: Sequence[int] | None = None,
         **settings: Any,
-    ) -> Tensor:
+    ) -> Tensor | GenerateOutput:
         """Continue each row of the prompt; returns prompt and new ids, (B, W + new).
 
         The prompt is ``input_ids`` (B, W), padded on either side where

@@ -53,10 +53,9 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": -1}, "eos_token_id must be .* at least 0, not -1"),
     ({"eos_token_id": [1, 2.5]}, r"eos_token_id must be .* not 2\.5"),
     ({"pad_token_id": "x"}, "pad_token_id must be .* not 'x'"),
-    ({"num_beams": 4}, "num_beams=4 cannot be honoured.*leave it out or at 1"),
-    ({"repetition_penalty": 1.2}, r"repetition_penalty=1\.2 cannot be honoured"),
-    ({"return_dict_in_generate": True}, "return_dict_in_generate=True cannot be honoured"),
-    ({"stop_strings": ["."]}, r"stop_strings=\['\.'\] cannot be honoured"),
+    ({"dola_layers": "low"}, "dola_layers='low' cannot be honoured.*leave it out or at None"),
+    ({"token_healing": True}, "token_healing=True cannot be honoured"),
+    ({"cache_implementation": "static"}, "cache_implementation='static' cannot be honoured"),
 ]
 
 
@@ -101,13 +100,13 @@ def test_unknown_settings_are_refused_with_the_nearest(name: str, near: str) -> 
 
 
 def test_settings_without_effect_are_taken() -> None:
-    neutral: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "min_p": None}
+    neutral: dict[str, Any] = {"dola_layers": None, "token_healing": False}
     assert GenerationConfig(**neutral) == GenerationConfig()
     assert GenerationConfig().replaced(**neutral) == GenerationConfig()
     settings = GenerationConfig()
-    settings.num_beams = 1  # type: ignore[attr-defined]
-    with pytest.raises(ArgumentError, match="num_beams=2"):
-        settings.num_beams = 2  # type: ignore[attr-defined]
+    settings.token_healing = False  # type: ignore[attr-defined]
+    with pytest.raises(ArgumentError, match="token_healing=True"):
+        settings.token_healing = True  # type: ignore[attr-defined]
 
 
 def test_sampling_settings_without_sampling_are_refused_in_a_call() -> None:
@@ -137,16 +136,15 @@ def test_in_a_file_max_new_tokens_wins(order: int) -> None:
 
 
 def test_number_of_new_tokens() -> None:
-    def count(width: int, length: int, **settings: Any) -> int:
-        return GenerationConfig(**settings).new_tokens(width, length, 32)
+    def count(length: int, **settings: Any) -> int:
+        return GenerationConfig(**settings).new_tokens(length, 32)
 
-    assert count(5, 5) == 20
-    assert count(20, 20) == 12  # up to n_positions
-    assert count(40, 20) == 12  # padding takes no position
-    assert count(5, 5, max_new_tokens=7) == 7
-    assert count(5, 5, max_length=9) == 4
+    assert count(5) == 20
+    assert count(20) == 12  # up to n_positions
+    assert count(5, max_new_tokens=7) == 7
+    assert count(5, max_length=9) == 4
     with pytest.raises(ArgumentError, match="max_length=5 leaves no room behind a prompt of 5"):
-        count(5, 5, max_length=5)
+        count(5, max_length=5)
 
 
 def test_replaced_leaves_the_original() -> None:

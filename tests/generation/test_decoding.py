@@ -334,7 +334,8 @@ REFUSED: list[tuple[dict[str, Any], type[GPT2Error], list[str]]] = [
     ({"input_ids": IDS, "do_sample": True, "seed": [1, 2, None]}, ArgumentError, ["seed", "None"]),
     ({"input_ids": IDS, "generation_config": {}}, ArgumentTypeError,
      ["generation_config", "GenerationConfig", "dict"]),
-    ({"input_ids": IDS, "num_beams": 2}, ArgumentError, ["num_beams=2"]),
+    ({"input_ids": IDS, "num_beams": 2, "num_return_sequences": 3}, ArgumentError,
+     ["num_return_sequences=3", "num_beams=2"]),
 ]  # fmt: skip
 
 

@@ -1,0 +1,309 @@
+"""What the settings of generation may be: each alone, and together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gpt2.errors import ArgumentError
+from gpt2.fieldchecks import check_bool, check_choice, check_whole, is_number
+
+if TYPE_CHECKING:
+    from gpt2.generation.config import GenerationConfig
+
+Check = Callable[[str, Any], None]
+
+
+def _whole(low: int) -> Check:
+    return lambda name, value: check_whole(ArgumentError, name, value, low)
+
+
+def _flag(name: str, value: Any) -> None:
+    check_bool(ArgumentError, name, value)
+
+
+def _choice(*choices: str) -> Check:
+    return lambda name, value: check_choice(ArgumentError, name, value, choices)
+
+
+def _number(words: str, fits: Callable[[float], bool]) -> Check:
+    def check(name: str, value: Any) -> None:
+        if not is_number(value) or not math.isfinite(value) or not fits(value):
+            raise ArgumentError(f"{name} must be {words}, not {value!r}")
+
+    return check
+
+
+def _optional(check: Check) -> Check:
+    def check_if_set(name: str, value: Any) -> None:
+        if value is not None:
+            check(name, value)
+
+    return check_if_set
+
+
+def _temperature(name: str, value: Any) -> None:
+    if not is_number(value) or not 0 < value < math.inf:
+        raise ArgumentError(
+            f"{name} must be a number above 0, not {value!r}; "
+            "for the most probable token use do_sample=False"
+        )
+
+
+def _token(name: str, value: Any) -> None:
+    check_whole(ArgumentError, name, value, 0)
+
+
+def _tokens(name: str, value: Any) -> None:
+    """A list of token ids, not empty."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ArgumentError(f"{name} must be a list of token ids, not empty; it is {value!r}")
+    for token in value:
+        _token(name, token)
+
+
+def _one_or_many(name: str, value: Any) -> None:
+    for token in value if isinstance(value, list | tuple) else [value]:
+        _token(name, token)
+
+
+def _words(name: str, value: Any) -> None:
+    """A list of words, each a list of token ids."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ArgumentError(f"{name} must be a list of lists of token ids; it is {value!r}")
+    for word in value:
+        _tokens(name, word)
+
+
+def _words_or_choices(name: str, value: Any) -> None:
+    """A list of words, or of lists of words of which one must come."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ArgumentError(f"{name} must be a list of lists of token ids; it is {value!r}")
+    for word in value:
+        nested = isinstance(word, list | tuple) and word and isinstance(word[0], list | tuple)
+        (_words if nested else _tokens)(name, word)
+
+
+def bias_pairs(value: Any) -> list[tuple[tuple[int, ...], float]]:
+    """sequence_bias as pairs of ids and number, from the documented dict or list of pairs."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    return [(tuple(ids), float(bias)) for ids, bias in pairs]
+
+
+def _bias(name: str, value: Any) -> None:
+    error = ArgumentError(
+        f"{name} must be a dict from tuples of token ids to numbers, or a list of "
+        f"[ids, number] pairs, not empty; it is {value!r}"
+    )
+    if not isinstance(value, Mapping | list | tuple) or not value:
+        raise error
+    pairs = value.items() if isinstance(value, Mapping) else value
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not is_number(pair[1]):
+            raise error
+        _tokens(name, pair[0])
+        if not math.isfinite(pair[1]):
+            raise error
+
+
+def _strings(name: str, value: Any) -> None:
+    strings = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(strings, list | tuple)
+        or not strings
+        or not all(isinstance(s, str) and s for s in strings)
+    ):
+        raise ArgumentError(f"{name} must be a string or a list of them, none empty, not {value!r}")
+
+
+def _decay(name: str, value: Any) -> None:
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 2
+        or isinstance(value[0], bool)
+        or not isinstance(value[0], int)
+        or value[0] < 0
+        or not is_number(value[1])
+        or not 0 < value[1] < math.inf
+    ):
+        raise ArgumentError(
+            f"{name} must be (start, factor): a whole number of new tokens of at least 0 and a "
+            f"number above 0, not {value!r}"
+        )
+
+
+def _early_stopping(name: str, value: Any) -> None:
+    if value not in (True, False, "never") or not isinstance(value, bool | str):
+        raise ArgumentError(f"{name} must be True, False or 'never', not {value!r}")
+
+
+_positive = _number("a number above 0", lambda x: x > 0)
+_share = _number("above 0 and at most 1", lambda x: 0 < x <= 1)
+_cutoff = _number("at least 0 and below 1", lambda x: 0 <= x < 1)
+
+CHECKS: dict[str, Check] = {
+    "max_length": _optional(_whole(1)),
+    "max_new_tokens": _optional(_whole(1)),
+    "min_length": _whole(0),
+    "min_new_tokens": _optional(_whole(0)),
+    "max_time": _optional(_positive),
+    "stop_strings": _optional(_strings),
+    "do_sample": _flag,
+    "num_beams": _whole(1),
+    "num_beam_groups": _whole(1),
+    "early_stopping": _early_stopping,
+    "length_penalty": _number("a finite number", lambda x: True),
+    "diversity_penalty": _number("a number of at least 0", lambda x: x >= 0),
+    "penalty_alpha": _optional(_number("a number from 0 to 1", lambda x: 0 <= x <= 1)),
+    "force_words_ids": _optional(_words_or_choices),
+    "prompt_lookup_num_tokens": _optional(_whole(1)),
+    "max_matching_ngram_size": _optional(_whole(1)),
+    "num_assistant_tokens": _whole(1),
+    "num_assistant_tokens_schedule": _choice("constant", "heuristic", "heuristic_transient"),
+    "assistant_confidence_threshold": _number("a number from 0 to 1", lambda x: 0 <= x <= 1),
+    "use_cache": _flag,
+    "long_context": _optional(_choice("slide")),
+    "temperature": _temperature,
+    "top_k": _optional(_whole(0)),
+    "top_p": _share,
+    "min_p": _optional(_number("a number from 0 to 1", lambda x: 0 <= x <= 1)),
+    "typical_p": _share,
+    "epsilon_cutoff": _cutoff,
+    "eta_cutoff": _cutoff,
+    "repetition_penalty": _positive,
+    "encoder_repetition_penalty": _positive,
+    "no_repeat_ngram_size": _whole(0),
+    "encoder_no_repeat_ngram_size": _whole(0),
+    "bad_words_ids": _optional(_words),
+    "sequence_bias": _optional(_bias),
+    "suppress_tokens": _optional(_tokens),
+    "begin_suppress_tokens": _optional(_tokens),
+    "forced_bos_token_id": _optional(_token),
+    "forced_eos_token_id": _optional(_one_or_many),
+    "exponential_decay_length_penalty": _optional(_decay),
+    "guidance_scale": _optional(_number("a finite number", lambda x: True)),
+    "renormalize_logits": _flag,
+    "remove_invalid_values": _flag,
+    "num_return_sequences": _whole(1),
+    "return_dict_in_generate": _flag,
+    "return_only_new_tokens": _flag,
+    "output_scores": _flag,
+    "output_logits": _flag,
+    "output_attentions": _flag,
+    "output_hidden_states": _flag,
+    "bos_token_id": _optional(_token),
+    "eos_token_id": _optional(_one_or_many),
+    "pad_token_id": _optional(_token),
+}
+
+# Settings that say nothing unless another one is set: name -> (that other one, in words; set?).
+_NEEDS: dict[str, tuple[str, Callable[[GenerationConfig], bool]]] = {
+    **dict.fromkeys(
+        ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        ("do_sample=True", lambda c: c.do_sample),
+    ),
+    "top_k": ("do_sample=True or penalty_alpha", lambda c: c.do_sample or bool(c.penalty_alpha)),
+    **dict.fromkeys(
+        ("early_stopping", "length_penalty", "num_beam_groups"),
+        ("num_beams above 1", lambda c: c.num_beams > 1),
+    ),
+    "diversity_penalty": ("num_beam_groups above 1", lambda c: c.num_beam_groups > 1),
+    **dict.fromkeys(
+        ("output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+        ("return_dict_in_generate=True", lambda c: c.return_dict_in_generate),
+    ),
+    "max_matching_ngram_size": (
+        "prompt_lookup_num_tokens",
+        lambda c: c.prompt_lookup_num_tokens is not None,
+    ),
+}
+
+
+def check_settings(config: GenerationConfig) -> None:
+    """Raise ArgumentError for the first setting that cannot be, alone or beside another."""
+    for name, check in CHECKS.items():
+        check(name, getattr(config, name))
+    for wrong, message in _contradictions(config):
+        if wrong:
+            raise ArgumentError(message)
+
+
+def _contradictions(c: GenerationConfig) -> Sequence[tuple[bool, str]]:
+    beams, groups, given = c.num_beams, c.num_beam_groups, c.num_return_sequences
+    longest, most = c.max_length, c.max_new_tokens
+    return (
+        (
+            longest is not None and most is not None,
+            f"max_length={longest} and max_new_tokens={most} say the same thing twice; "
+            "give one of them",
+        ),
+        (
+            longest is not None and c.min_length > longest,
+            f"min_length={c.min_length} is above max_length={longest}",
+        ),
+        (
+            most is not None and (c.min_new_tokens or 0) > most,
+            f"min_new_tokens={c.min_new_tokens} is above max_new_tokens={most}",
+        ),
+        (
+            given > 1 and beams == 1 and not c.do_sample,
+            f"num_return_sequences={given} without do_sample=True or beams would give the same "
+            "sequence several times",
+        ),
+        (
+            1 < beams < given,
+            f"num_return_sequences={given} is above num_beams={beams}; a row has only as many "
+            "sequences as beams",
+        ),
+        (
+            groups > 1 and beams % groups != 0,
+            f"num_beams={beams} cannot be divided into num_beam_groups={groups} equal groups",
+        ),
+        (
+            groups > 1 and c.do_sample,
+            f"num_beam_groups={groups} (diverse beams) does not go with do_sample=True",
+        ),
+        (
+            c.force_words_ids is not None and (beams == 1 or c.do_sample or groups > 1),
+            f"force_words_ids needs num_beams above 1, no sampling and one group; found "
+            f"num_beams={beams}, do_sample={c.do_sample}, num_beam_groups={groups}",
+        ),
+        (
+            bool(c.penalty_alpha) and (c.do_sample or beams > 1),
+            f"penalty_alpha={c.penalty_alpha} (contrastive search) does not go with "
+            f"do_sample=True or beams; found do_sample={c.do_sample}, num_beams={beams}",
+        ),
+        (
+            bool(c.penalty_alpha) and (c.top_k or 0) < 2,
+            f"penalty_alpha={c.penalty_alpha} (contrastive search) needs top_k of at least 2, not "
+            f"{c.top_k}",
+        ),
+        (
+            c.prompt_lookup_num_tokens is not None and (beams > 1 or bool(c.penalty_alpha)),
+            f"prompt_lookup_num_tokens={c.prompt_lookup_num_tokens} goes with greedy decoding and "
+            "sampling only",
+        ),
+        (
+            c.long_context is not None and c.mode not in ("greedy", "sample"),
+            f"long_context={c.long_context!r} goes with greedy decoding and sampling only",
+        ),
+        (
+            c.long_context is not None and c.prompt_lookup_num_tokens is not None,
+            f"long_context={c.long_context!r} does not go with prompt_lookup_num_tokens",
+        ),
+        (
+            c.exponential_decay_length_penalty is not None and c.eos_token_id is None,
+            "exponential_decay_length_penalty favours EOS, but eos_token_id is None",
+        ),
+    )
+
+
+def check_said(
+    config: GenerationConfig, said: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Refuse what a call says (``said``) and the other settings make void."""
+    for name, (needed, is_set) in _NEEDS.items():
+        if said.get(name) in (None, defaults[name]) or is_set(config):
+            continue
+        raise ArgumentError(f"{name}={said[name]!r} has no effect without {needed}")

@@ -1,0 +1,170 @@
+"""Decoder: one model run over one batch, with its cache and its mask.
+
+The loops say what to feed and which rows go on; the decoder knows how to feed
+it. Shapes: B rows, W columns of the prompt, n new columns so far, V vocabulary.
+
+- ``prefill()`` -> scores (B, V) behind the prompt
+- ``decode_one(tokens (B,), so_far (B, n))`` -> scores (B, V)
+- ``decode_many(tokens (B, k), so_far (B, n))`` -> scores (B, k, V)
+- ``keep_rows(rows)``: go on with these rows, in this order; a row may come twice
+- ``crop(columns)``: forget what was fed behind that many columns
+- ``hide(real (B, k))``: of the last k columns, only these are tokens; the others become padding
+  (so rows may accept different numbers of drafted tokens)
+
+Scores are the model's logits in float32. ``so_far`` always ends with the
+tokens that are fed; it is read as a whole only without a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gpt2.generation.prompt import CausalLM, Prompt
+from gpt2.modeling.cache import KVCache
+
+
+class Decoder:
+    """See the module. After each call ``attentions``, ``hidden_states`` hold what was asked for.
+
+    They are the model's own tuples of that forward pass, or None. ``past`` is
+    the cache, of ``columns`` columns, or None with ``use_cache`` False.
+    ``capacity``: new columns to make room for, so that the cache never grows by
+    copying. ``extras``: further inputs of the forward pass with a row per prompt row.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        prompt: Prompt,
+        capacity: int,
+        *,
+        use_cache: bool = True,
+        past: KVCache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.prompt, self.use_cache = model, prompt, use_cache
+        self.capacity = capacity
+        self.output_attentions = output_attentions
+        self.output_hidden_states = output_hidden_states
+        self.extras = dict(extras or {})
+        self.ids, self.embeds = prompt.ids, prompt.embeds
+        self.mask: Tensor | None = None  # (B, >= columns) bool; None while all columns are real
+        if prompt.mask is not None:
+            behind = prompt.mask.new_ones(prompt.rows, capacity)
+            self.mask = torch.cat([prompt.mask, behind], dim=1)
+        self.columns = prompt.width  # columns that the model has seen, or will with prefill
+        self.past: KVCache | None = None
+        if use_cache:
+            total = prompt.width + capacity
+            self.past = KVCache(model.config.n_layer) if past is None else past.extended(0, None)
+            self.past.capacity = total
+        self.attentions: tuple[Tensor, ...] | None = None
+        self.hidden_states: tuple[Tensor, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        given = self.ids if self.ids is not None else self.embeds
+        assert given is not None
+        return given.shape[0]
+
+    def prefill(self) -> Tensor:
+        """Scores (B, V) of the token behind each row's last real token."""
+        keep, held = self.prompt.last_column(), self.past.length if self.past is not None else 0
+        if isinstance(keep, Tensor):
+            keep = keep - held
+        ids = None if self.ids is None else self.ids[:, held:]
+        embeds = None if self.embeds is None else self.embeds[:, held:]
+        return self._forward(ids, embeds, keep, check_inputs=True)[:, -1]
+
+    def decode_one(self, tokens: Tensor, so_far: Tensor) -> Tensor:
+        """Scores (B, V) behind ``tokens`` (B,), the last column of ``so_far`` (B, n)."""
+        return self.decode_many(tokens[:, None], so_far)[:, -1]
+
+    def decode_many(self, tokens: Tensor, so_far: Tensor) -> Tensor:
+        """Scores (B, k, V) behind each of ``tokens`` (B, k), the last columns of ``so_far``."""
+        self.columns += tokens.shape[1]
+        if self.use_cache:
+            return self._forward(tokens, None, tokens.shape[1])
+        if self.embeds is not None:
+            embedded = self.model.get_input_embeddings()(so_far)
+            return self._forward(None, torch.cat([self.embeds, embedded], 1), tokens.shape[1])
+        assert self.ids is not None
+        return self._forward(torch.cat([self.ids, so_far], 1), None, tokens.shape[1])
+
+    def _forward(
+        self,
+        ids: Tensor | None,
+        embeds: Tensor | None,
+        keep: int | Tensor,
+        check_inputs: bool = False,
+    ) -> Tensor:
+        mask = self._mask_of(self.columns)
+        output = self.model(
+            ids,
+            inputs_embeds=embeds,
+            attention_mask=None if mask is None else mask[:, : self.columns],
+            past_key_values=self.past,
+            use_cache=self.use_cache,
+            output_attentions=self.output_attentions,
+            output_hidden_states=self.output_hidden_states,
+            return_dict=True,
+            logits_to_keep=keep,
+            check_inputs=check_inputs,  # lengths are known beforehand: no checks in the loop
+            **self.extras,
+        )
+        self.past = output.past_key_values
+        self.attentions, self.hidden_states = output.attentions, output.hidden_states
+        return output.logits.float()  # type: ignore[no-any-return]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with ``rows`` (R,) int64, in this order; a row may come twice."""
+        self.ids = None if self.ids is None else self.ids[rows]
+        self.embeds = None if self.embeds is None else self.embeds[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+        self.extras = {name: x[rows] for name, x in self.extras.items()}
+        if self.past is not None:
+            self.past = self.past.select(rows)
+
+    def expand(self, times: int) -> None:
+        """Each row ``times`` times, side by side; what the last forward pass returned as well."""
+        if times == 1:
+            return
+        rows = torch.arange(self.rows, device=self.prompt.device).repeat_interleave(times)
+        self.keep_rows(rows)
+        if self.attentions is not None:
+            self.attentions = tuple(x[rows] for x in self.attentions)
+        if self.hidden_states is not None:
+            self.hidden_states = tuple(x[rows] for x in self.hidden_states)
+
+    def crop(self, columns: int) -> None:
+        """Forget what was fed behind the first ``columns`` columns, the prompt's included."""
+        if self.past is not None:
+            self.past = self.past.crop(columns)
+        if self.mask is not None:
+            self.mask[:, columns:] = True
+        self.columns = columns
+
+    def hide(self, real: Tensor) -> None:
+        """From now on, of the last k columns only those of ``real`` (B, k) bool are tokens.
+
+        The others are padding: nobody sees them, and they take no position.
+        """
+        mask = self._mask_of(self.columns)
+        if mask is None:
+            mask = self.mask = real.new_ones(self.rows, self.columns + self.capacity)
+        mask[:, self.columns - real.shape[1] : self.columns] = real
+        if self.past is not None:
+            self.past.mask = mask[:, : self.past.length].clone()
+
+    def _mask_of(self, columns: int) -> Tensor | None:
+        """``mask``, at least that wide: what is fed later is real until it is hidden."""
+        if self.mask is not None and self.mask.shape[1] < columns:
+            behind = self.mask.new_ones(self.rows, columns + self.capacity)
+            behind[:, : self.mask.shape[1]] = self.mask
+            self.mask = behind
+        return self.mask
