@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError
-from gpt2.modeling.backends import attend_eager, attention_weights, get_backend
-from gpt2.modeling.cache import KVCache
+from gpt2.modeling.backends import (
+    TAKES_SEGMENTS,
+    attend_eager,
+    attention_weights,
+    get_backend,
+)
+from gpt2.modeling.cache import KeyValue, KVCache
 from gpt2.modeling.masks import Visibility, finite_bias
+from gpt2.modeling.segments import Segments
 
 
 class GPT2Attention(nn.Module):
@@ -39,6 +45,7 @@ class GPT2Attention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
         self.attend = get_backend(config.attn_implementation)
+        self.takes_segments = config.attn_implementation in TAKES_SEGMENTS
         self.upcast = config.reorder_and_upcast_attn
         self.scale = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
@@ -62,21 +69,27 @@ class GPT2Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> (B, T, D), and the weights (B, H, T, S) where asked for.
 
-        ``cache`` takes the new keys and values and gives all of them back;
+        ``cache`` takes the new keys and values and gives all of them back; those
+        of the encoder's states are computed only where it does not have them.
         ``head_mask`` (H, 1, 1) scales each head's output.
         """
-        if encoder_hidden_states is None:
-            q, k, v = self.c_attn(hidden_states).chunk(3, dim=-1)  # each (B, T, H * Dh)
+        if self.is_cross_attention:
+            q = self.split_heads(self.q_attn(hidden_states))
+            k, v = self._of_encoder(encoder_hidden_states, cache)  # (B, H, Se, Dh)
         else:
-            q = self.q_attn(hidden_states)
-            k, v = self.c_attn(encoder_hidden_states).chunk(2, dim=-1)
-        q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)  # (B, H, ·, Dh)
-        if cache is not None:
-            k, v = cache.update(self.layer_idx, k, v)  # (B, H, S, Dh)
+            q, k, v = map(self.split_heads, self.c_attn(hidden_states).chunk(3, dim=-1))
+            if cache is not None:
+                k, v = cache.update(self.layer_idx, k, v)  # (B, H, S, Dh)
         if head_mask is not None and head_mask.shape[0] not in (1, self.num_heads):
             raise ArgumentError(
                 f"head_mask names {head_mask.shape[0]} heads; layer {self.layer_idx} "
                 f"has {self.num_heads}"
+            )
+        mask = visibility.mask
+        if isinstance(mask, Tensor) and mask.shape[1] not in (1, self.num_heads):
+            raise ArgumentError(
+                f"attention_mask has shape {tuple(mask.shape)}, for {mask.shape[1]} heads; "
+                f"layer {self.layer_idx} has {self.num_heads}"
             )
 
         dropout_p = self.attn_dropout.p if self.training else 0.0
@@ -90,10 +103,22 @@ class GPT2Attention(nn.Module):
             weights = None if weights is None else weights * head_mask.to(weights.dtype)
         return self.resid_dropout(self.c_proj(self.merge_heads(x))), weights
 
+    def _of_encoder(self, states: Tensor | None, cache: KVCache | None) -> KeyValue:
+        """Keys and values of the encoder's states, (B, H, Se, Dh) each, kept in the cache."""
+        encoder = None if cache is None else cache.encoder
+        held = None if encoder is None else encoder.at(self.layer_idx)
+        if held is None:
+            k, v = self.c_attn(states).chunk(2, dim=-1)
+            held = self.split_heads(k), self.split_heads(v)
+            if encoder is not None:
+                encoder.layers[self.layer_idx] = held
+        return held
+
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout_p: float
     ) -> Tensor:
-        if not self.upcast:
+        # Kernels that take segments keep scores and softmax in float32 by themselves.
+        if not self.upcast or self.takes_segments:
             return self.attend(
                 q, k, v, mask=_fit(visibility.mask, q), scale=self.scale,
                 causal=visibility.causal, dropout_p=dropout_p,
@@ -122,13 +147,13 @@ class GPT2Attention(nn.Module):
         return weights @ v, weights
 
     def _weights(self, q: Tensor, k: Tensor, visibility: Visibility) -> Tensor:
-        return attention_weights(
-            q, k, mask=_fit(visibility.mask, q), scale=self.scale, causal=visibility.causal
-        )
+        mask = _fit(visibility.mask, q)
+        assert not isinstance(mask, Segments)  # where weights are asked for, masks are dense
+        return attention_weights(q, k, mask=mask, scale=self.scale, causal=visibility.causal)
 
 
-def _fit(mask: Tensor | None, q: Tensor) -> Tensor | None:
+def _fit(mask: Tensor | Segments | None, q: Tensor) -> Tensor | Segments | None:
     """The mask in the dtype that kernels want: bool, or that of the queries."""
-    if mask is None or mask.dtype in (torch.bool, q.dtype):
+    if not isinstance(mask, Tensor) or mask.dtype in (torch.bool, q.dtype):
         return mask
     return finite_bias(mask, q.dtype)  # under autocast: float32's lowest is −inf in half precision

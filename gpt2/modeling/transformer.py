@@ -15,22 +15,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.config import GPT2Config
-from gpt2.errors import ArgumentError
+from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.modeling.attention import GPT2Attention
 from gpt2.modeling.cache import KVCache, as_cache
 from gpt2.modeling.inputs import (
-    Placement,
     ValueChecks,
-    encoder_visibility,
     head_scales,
-    place_tokens,
     require_ids,
     require_one_input,
     require_tensor,
+    token_shape,
 )
 from gpt2.modeling.masks import Visibility
 from gpt2.modeling.mlp import GPT2MLP
 from gpt2.modeling.outputs import BaseModelOutputWithPastAndCrossAttentions
+from gpt2.modeling.placement import Placement, encoder_visibility, place_tokens
 from gpt2.modeling.pretrained import GPT2PreTrainedModel, refuse_unknown
 
 PastKeyValues = KVCache | Iterable[Sequence[Tensor]]
@@ -72,10 +71,11 @@ class GPT2Block(nn.Module):
         )
         x = x + attended
         cross_weights = None
-        if encoder_hidden_states is not None:
+        if encoder_visibility is not None:
             attended, cross_weights = self.crossattention(
                 self.ln_cross_attn(x),
                 encoder_visibility,
+                cache,
                 encoder_hidden_states=encoder_hidden_states,
                 head_mask=head_mask,
                 output_attentions=output_attentions,
@@ -116,6 +116,7 @@ class GPT2Model(GPT2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        document_ids: Tensor | None = None,
         check_inputs: bool | ValueChecks = True,
         **unknown: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
@@ -127,25 +128,52 @@ class GPT2Model(GPT2PreTrainedModel):
         it is. ``position_ids`` (B|1, T) are otherwise counted from the mask.
         ``token_type_ids`` (B, T) are embedded with the tokens' own table.
         ``head_mask`` (H,) or (L, H). ``encoder_hidden_states`` (B, Se, D) and
-        ``encoder_attention_mask`` (B, Se) need add_cross_attention.
-        ``use_cache`` None means: as the config says, but never in training.
+        ``encoder_attention_mask`` (B, Se) need add_cross_attention. Their keys
+        and values stay in the cache: leave both out to read them again; the very
+        same tensor is not computed twice, another one replaces them.
+        ``use_cache`` None means: as the config says, but never in training or
+        with documents.
+
+        ``document_ids`` (B, T), whole numbers: tokens of a row with the same id
+        are one document of a packed sequence. A token sees its own document
+        only, positions begin anew with each, and n_positions limits each; so
+        the result is that of the documents run one by one. The ids at padding
+        say nothing. Not with a cache, nor with a 4-D mask.
+
         ``check_inputs=False`` skips the checks of values and with them the
         one host synchronisation.
 
-        Raises ArgumentError, ArgumentTypeError, TokenIdError and
-        SequenceLengthError.
+        Raises ArgumentError, ArgumentTypeError, TokenIdError,
+        SequenceLengthError and BackendError.
         """
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
-        shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
+        shape = token_shape(input_ids, inputs_embeds)
         past = None if past_key_values is None else as_cache(past_key_values, self.config.n_layer)
-        place = self._place(
-            shape, past, input_ids, attention_mask, token_type_ids, position_ids, check_inputs
+        keep_attentions = _choose(output_attentions, self.config.output_attentions)
+        # A head hands on the checks that it has begun, so that all are answered at once.
+        checks = (
+            check_inputs if isinstance(check_inputs, ValueChecks) else ValueChecks(check_inputs)
         )
+        hiding: dict[str, Any] = {
+            "checks": checks,
+            "as_segments": self.h[0].attn.takes_segments and not keep_attentions,
+        }
         encoder = self._encoder_visibility(
-            encoder_hidden_states, encoder_attention_mask, shape[:-1].numel()
+            encoder_hidden_states, encoder_attention_mask, shape, past, **hiding
         )
-        keep_cache = _choose(use_cache, self.config.use_cache and not self.training)
+        place = self._place(
+            shape, past, input_ids, attention_mask, token_type_ids, position_ids, document_ids,
+            **hiding,
+        )  # fmt: skip
+        keep_cache = _choose(
+            use_cache, self.config.use_cache and not self.training and document_ids is None
+        )
+        if keep_cache and document_ids is not None:
+            raise ArgumentError(
+                "use_cache=True cannot be had with document_ids: a cache continues one document "
+                "per row; leave out use_cache"
+            )
         recompute = self.checkpointing if self.training else None
         if recompute is not None and (keep_cache or past is not None):
             raise ArgumentError(
@@ -153,12 +181,13 @@ class GPT2Model(GPT2PreTrainedModel):
                 "twice; leave out use_cache and past_key_values, or call "
                 "gradient_checkpointing_disable()"
             )
-        keep_attentions = _choose(output_attentions, self.config.output_attentions)
         keep_states = _choose(output_hidden_states, self.config.output_hidden_states)
         cache = None
         if keep_cache or past is not None:
             start = KVCache(self.config.n_layer) if past is None else past
             cache = start.extended(shape[-1], place.key_mask)
+            if encoder_hidden_states is not None:
+                cache.attend_to(encoder_hidden_states, encoder_attention_mask)
 
         x = self.drop(self._embed(input_ids, inputs_embeds, token_type_ids, place.position_ids))
         states, attentions, cross_attentions = [], [], []
@@ -198,13 +227,12 @@ class GPT2Model(GPT2PreTrainedModel):
         attention_mask: Tensor | None,
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
-        check_inputs: bool | ValueChecks,
+        document_ids: Tensor | None,
+        *,
+        checks: ValueChecks,
+        as_segments: bool,
     ) -> Placement:
         """Check the inputs of ``shape`` (…, T), and say where they stand and what they see."""
-        # A head hands on the checks that it has begun, so that all are answered at once.
-        checks = (
-            check_inputs if isinstance(check_inputs, ValueChecks) else ValueChecks(check_inputs)
-        )
         for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids)):
             if ids is not None:
                 require_ids(name, ids, shape)
@@ -212,16 +240,21 @@ class GPT2Model(GPT2PreTrainedModel):
         require_tensor("attention_mask", attention_mask)
         if attention_mask is not None and attention_mask.dim() == len(shape) != 2:
             attention_mask = attention_mask.flatten(0, -2)
+        if document_ids is not None:
+            require_ids("document_ids", document_ids, shape)
+            document_ids = document_ids.flatten(0, -2)
         return place_tokens(
             batch_size=shape[:-1].numel(),
             query_length=shape[-1],
             past=past,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            document_ids=document_ids,
             n_positions=self.wpe.num_embeddings,
             dtype=self.wpe.weight.dtype,
             device=self.wpe.weight.device,
             checks=checks,
+            as_segments=as_segments,
         )
 
     def _embed(
@@ -238,32 +271,57 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"inputs_embeds has width {x.shape[-1]}; "
                 f"the model has n_embd = {self.config.n_embd}"
             )
+        if torch.promote_types(x.dtype, self.wpe.weight.dtype) != self.wpe.weight.dtype:
+            raise _other_dtype("inputs_embeds", x.dtype, self.wpe.weight.dtype)
         if token_type_ids is not None:
             x = x + self.wte(token_type_ids)
         return x.flatten(0, -3) + self.wpe(position_ids)  # type: ignore[no-any-return]
 
     def _encoder_visibility(
-        self, states: Tensor | None, mask: Tensor | None, batch_size: int
+        self,
+        states: Tensor | None,
+        mask: Tensor | None,
+        shape: torch.Size,
+        past: KVCache | None,
+        **hiding: Any,
     ) -> Visibility | None:
-        if states is None:
+        batch_size, width = shape[:-1].numel(), self.config.n_embd
+        held = None if past is None else past.encoder
+        if states is None and held is None:
             if mask is not None:
                 raise ArgumentError(
                     "encoder_attention_mask was given without encoder_hidden_states"
                 )
             return None
         if not self.config.add_cross_attention:
+            found = "encoder_hidden_states" if held is None else "past_key_values with cross keys"
             raise ArgumentError(
-                "encoder_hidden_states was given, but the model has no cross-attention; "
+                f"{found} was given, but the model has no cross-attention; "
                 "build it with add_cross_attention=True"
             )
+        if states is None and held is not None:
+            mask = held.mask if mask is None else mask
+            return encoder_visibility(
+                mask, batch_size, held.length, query_length=shape[-1], **hiding
+            )
         require_tensor("encoder_hidden_states", states)
-        width = self.config.n_embd
         if states.dim() != 3 or states.shape[0] != batch_size or states.shape[2] != width:
             raise ArgumentError(
                 f"encoder_hidden_states has shape {tuple(states.shape)}; "
                 f"expected ({batch_size}, length, {width})"
             )
-        return encoder_visibility(mask, batch_size, states.shape[1])
+        dtype = self.wpe.weight.dtype
+        if states.dtype != dtype and not torch.is_autocast_enabled(states.device.type):
+            raise _other_dtype("encoder_hidden_states", states.dtype, dtype)
+        return encoder_visibility(
+            mask, batch_size, states.shape[1], query_length=shape[-1], **hiding
+        )
+
+
+def _other_dtype(name: str, found: torch.dtype, dtype: torch.dtype) -> ArgumentTypeError:
+    return ArgumentTypeError(
+        f"{name} is {found}, but the model is {dtype}; give {name}.to({dtype})"
+    )
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:

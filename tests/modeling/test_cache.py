@@ -278,27 +278,58 @@ def test_select_copies_rows(rows: Tensor) -> None:
     assert_close(out.last_hidden_state, expected)
 
 
-def test_crop_forgets_the_last_columns() -> None:
+@pytest.mark.parametrize("length", [6, -2])
+def test_crop_forgets_the_last_columns_in_place(length: int) -> None:
+    """As the documented method does: callers ignore what it returns."""
     model = tiny_model(GPT2Model)
     mask = torch.tensor([[1] * 8, [0, 0, 0] + [1] * 5])
     with torch.no_grad():
         past = model(IDS[:, :8], attention_mask=mask).past_key_values
-        short = past.crop(6)
-        assert short.length == 6
-        assert torch.equal(short.mask, mask.bool()[:, :6])
-        model(IDS[:, 8:], past_key_values=short)
-        again = model(IDS[:, 6:8], past_key_values=past.crop(6)).last_hidden_state
+        longer = model(IDS[:, 8:], past_key_values=past).past_key_values
+        columns = [(k.clone(), v.clone()) for k, v in longer]
+        assert past.crop(length) is past
+        assert past.length == 6
+        assert torch.equal(past.mask, mask.bool()[:, :6])
+        again = model(IDS[:, 6:8], past_key_values=past).last_hidden_state
         expected = model(IDS[:, :8], attention_mask=mask).last_hidden_state[:, 6:]
         assert_close(again, expected)
-        assert_close(  # the longer handle has lost nothing
-            model(IDS[:, 8:], past_key_values=past).last_hidden_state,
-            model(IDS, attention_mask=torch.cat([mask, torch.ones(2, 4)], 1)).last_hidden_state[
-                :, 8:
-            ],
-        )
-    for length in (-1, 9):
-        with pytest.raises(ArgumentError, match=f"length must be from 0 to 8, not {length}"):
-            past.crop(length)
+    for (k, v), (k0, v0) in zip(longer, columns, strict=True):  # has lost nothing
+        assert torch.equal(k, k0)
+        assert torch.equal(v, v0)
+    for refused in (-7, 7):
+        with pytest.raises(ArgumentError, match=f"max_length must be from -6 to 6, not {refused}"):
+            past.crop(refused)
+
+
+def test_cropping_what_was_just_appended_copies_nothing() -> None:
+    """Speculative decoding does it in every round."""
+    model = tiny_model(GPT2Model)
+    with torch.no_grad():
+        past = model(IDS[:, :4], past_key_values=KVCache(2, capacity=20)).past_key_values
+        first = addresses(past)
+        for kept in range(5, 9):
+            past = model(IDS[:, kept - 1 : kept + 3], past_key_values=past).past_key_values
+            assert past.crop(kept).length == kept
+            assert addresses(past) == first
+        out = model(IDS[:, 8:], past_key_values=past)
+        assert addresses(out.past_key_values) == first
+        assert_close(out.last_hidden_state, model(IDS).last_hidden_state[:, 8:])
+
+
+def test_a_crop_never_gives_away_what_another_handle_sees() -> None:
+    model = tiny_model(GPT2Model)
+    with torch.no_grad():
+        one = model(IDS[:, :6], past_key_values=KVCache(2, capacity=20)).past_key_values
+        two = model(IDS[:, 6:8], past_key_values=one).past_key_values
+        three = model(IDS[:, 8:], past_key_values=two).past_key_values
+        three.crop(8)  # now as long as `two`, and all of it shared
+        kept = [k.clone() for k, _ in three]
+        two.crop(7)
+        model(IDS[:, :4], past_key_values=two)
+        assert all(torch.equal(k, before) for (k, _), before in zip(three, kept, strict=True))
+        one.crop(3)
+        model(IDS[:, :4], past_key_values=one)
+        assert all(torch.equal(k, before) for (k, _), before in zip(three, kept, strict=True))
 
 
 # -- copies -------------------------------------------------------------------------------------
