@@ -29,7 +29,7 @@ class TokenIdError(ArgumentError, IndexError):
 
 
 class SequenceLengthError(ArgumentError):
-    """More real tokens than the model has positions for."""
+    """More real tokens, or a higher position, than the model has positions for."""
 
 
 class ConfigError(GPT2Error, ValueError):

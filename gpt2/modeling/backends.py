@@ -2,21 +2,23 @@
 
 ``attend(q, k, v, *, mask, scale, causal, dropout_p) -> (B, H, T, Dh)`` with q
 (B, H, T, Dh) and k, v (B, H, S, Dh). ``mask`` is None, a bool tensor (True: may
-be seen) or a floating one (added to the scores), broadcastable to (B, H, T, S).
-``causal`` is aligned to the END of the keys: query i sees keys ≤ S − T + i.
+be seen) or a floating one (added to the scores), broadcastable to (B, H, T, S);
+the backends in TAKES_SEGMENTS get `Segments` in place of a tensor. ``causal`` is
+aligned to the END of the keys: query i sees keys ≤ S − T + i.
 
 To add a backend: write the function, and enter it in BACKENDS.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2.errors import BackendError, did_you_mean
+from gpt2.modeling import flash
 from gpt2.modeling.masks import causal_visibility
 
 
@@ -29,7 +31,7 @@ class Attend(Protocol):
         k: Tensor,
         v: Tensor,
         *,
-        mask: Tensor | None,
+        mask: Any,  # Tensor | None, or Segments | None for those that take them
         scale: float,
         causal: bool,
         dropout_p: float,
@@ -103,14 +105,25 @@ def attend_sdpa(
     )
 
 
-BACKENDS: dict[str, Attend] = {"eager": attend_eager, "sdpa": attend_sdpa}
+BACKENDS: dict[str, Attend] = {
+    "eager": attend_eager,
+    "sdpa": attend_sdpa,
+    flash.NAME: flash.attend_flash,
+}
+TAKES_SEGMENTS = frozenset({flash.NAME})
 
 
 def get_backend(name: str) -> Attend:
-    """The backend called ``name``; BackendError with the list of them where there is none."""
-    if not isinstance(name, str) or name not in BACKENDS:
-        raise BackendError(
-            f"attn_implementation is {name!r}; it may be {', '.join(BACKENDS)}"
-            f"{did_you_mean(str(name), BACKENDS)}"
-        )
-    return BACKENDS[name]
+    """The backend called ``name``.
+
+    Raises BackendError, with the list of those that can be used, where there is
+    none of that name or this installation lacks what it needs.
+    """
+    if isinstance(name, str) and name in BACKENDS and name != flash.NAME:
+        return BACKENDS[name]
+    lacking = flash.why_not_installed()
+    if name == flash.NAME and lacking is None:
+        return BACKENDS[name]
+    usable = [known for known in BACKENDS if known != flash.NAME or lacking is None]
+    why = f"; {lacking}" if name == flash.NAME else did_you_mean(str(name), usable)
+    raise BackendError(f"attn_implementation is {name!r}; it may be {', '.join(usable)}{why}")

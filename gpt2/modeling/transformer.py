@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.modeling.attention import GPT2Attention
+from gpt2.modeling.backends import TAKES_SEGMENTS
 from gpt2.modeling.cache import KVCache, as_cache
 from gpt2.modeling.inputs import (
     ValueChecks,
@@ -96,6 +97,7 @@ class GPT2Model(GPT2PreTrainedModel):
         self.drop = nn.Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([GPT2Block(config, i) for i in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.takes_segments = config.attn_implementation in TAKES_SEGMENTS
         #: arguments of torch's checkpoint where blocks are computed again in backward, else None
         self.checkpointing: dict[str, Any] | None = None
         self.post_init()
@@ -155,16 +157,13 @@ class GPT2Model(GPT2PreTrainedModel):
         checks = (
             check_inputs if isinstance(check_inputs, ValueChecks) else ValueChecks(check_inputs)
         )
-        hiding: dict[str, Any] = {
-            "checks": checks,
-            "as_segments": self.h[0].attn.takes_segments and not keep_attentions,
-        }
+        as_segments = self.takes_segments and not keep_attentions  # weights need a dense mask
         encoder = self._encoder_visibility(
-            encoder_hidden_states, encoder_attention_mask, shape, past, **hiding
+            encoder_hidden_states, encoder_attention_mask, shape, past, checks, as_segments
         )
         place = self._place(
             shape, past, input_ids, attention_mask, token_type_ids, position_ids, document_ids,
-            **hiding,
+            checks, as_segments,
         )  # fmt: skip
         keep_cache = _choose(
             use_cache, self.config.use_cache and not self.training and document_ids is None
@@ -228,7 +227,6 @@ class GPT2Model(GPT2PreTrainedModel):
         token_type_ids: Tensor | None,
         position_ids: Tensor | None,
         document_ids: Tensor | None,
-        *,
         checks: ValueChecks,
         as_segments: bool,
     ) -> Placement:
@@ -271,8 +269,9 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"inputs_embeds has width {x.shape[-1]}; "
                 f"the model has n_embd = {self.config.n_embd}"
             )
-        if torch.promote_types(x.dtype, self.wpe.weight.dtype) != self.wpe.weight.dtype:
-            raise _other_dtype("inputs_embeds", x.dtype, self.wpe.weight.dtype)
+        dtype = self.wpe.weight.dtype
+        if inputs_embeds is not None and torch.promote_types(x.dtype, dtype) != dtype:
+            raise _other_dtype("inputs_embeds", x.dtype, dtype)
         if token_type_ids is not None:
             x = x + self.wte(token_type_ids)
         return x.flatten(0, -3) + self.wpe(position_ids)  # type: ignore[no-any-return]
@@ -283,7 +282,8 @@ class GPT2Model(GPT2PreTrainedModel):
         mask: Tensor | None,
         shape: torch.Size,
         past: KVCache | None,
-        **hiding: Any,
+        checks: ValueChecks,
+        as_segments: bool,
     ) -> Visibility | None:
         batch_size, width = shape[:-1].numel(), self.config.n_embd
         held = None if past is None else past.encoder
@@ -302,9 +302,10 @@ class GPT2Model(GPT2PreTrainedModel):
         if states is None and held is not None:
             mask = held.mask if mask is None else mask
             return encoder_visibility(
-                mask, batch_size, held.length, query_length=shape[-1], **hiding
+                mask, batch_size, held.length, shape[-1], checks, as_segments=as_segments
             )
         require_tensor("encoder_hidden_states", states)
+        assert states is not None
         if states.dim() != 3 or states.shape[0] != batch_size or states.shape[2] != width:
             raise ArgumentError(
                 f"encoder_hidden_states has shape {tuple(states.shape)}; "
@@ -314,7 +315,7 @@ class GPT2Model(GPT2PreTrainedModel):
         if states.dtype != dtype and not torch.is_autocast_enabled(states.device.type):
             raise _other_dtype("encoder_hidden_states", states.dtype, dtype)
         return encoder_visibility(
-            mask, batch_size, states.shape[1], query_length=shape[-1], **hiding
+            mask, batch_size, states.shape[1], shape[-1], checks, as_segments=as_segments
         )
 
 

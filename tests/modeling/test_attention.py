@@ -15,6 +15,7 @@ from gpt2.modeling.backends import BACKENDS
 from gpt2.modeling.masks import Visibility
 from tests.helpers import assert_close, randomise, tiny_config, tiny_model
 
+DENSE = ("eager", "sdpa")  # flash_attention_2 has its own tests: test_flash.py
 X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
 IDS = torch.randint(0, 97, (2, 5), generator=torch.Generator().manual_seed(2))
 
@@ -46,7 +47,7 @@ def test_scores_are_scaled_as_the_config_says(settings: dict[str, Any], scale: f
     assert attention(n_layer=4, **settings).scale == pytest.approx(scale)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DENSE)
 def test_head_mask_scales_each_heads_output(backend: str) -> None:
     """Equal to scaling the columns of c_proj that read the head."""
     module = attention(attn_implementation=backend)
@@ -143,7 +144,7 @@ def test_upcasting_computes_scores_in_float32(
         assert [call["dtypes"] for call in recorded.calls] == [{torch.float32}, {kind}]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DENSE)
 @pytest.mark.parametrize("weights", [True, False])
 def test_dropout_acts_in_training_only(backend: str, weights: bool) -> None:
     model = tiny_model(GPT2Model, attn_implementation=backend, attn_pdrop=0.5)
@@ -166,7 +167,7 @@ def test_dropout_acts_in_training_only(backend: str, weights: bool) -> None:
     assert (still - one).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DENSE)
 def test_dropout_in_training_keeps_the_mean_of_a_layer(backend: str) -> None:
     """Over 4 000 rows in one batch: the layer is linear in its weights."""
     module = attention(attn_implementation=backend, attn_pdrop=0.3, resid_pdrop=0.2)

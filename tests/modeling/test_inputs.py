@@ -113,8 +113,8 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[GPT2Error], list[str]]] = {
     ),
     "position too large": (
         {"input_ids": IDS, "position_ids": IDS * 0 + 32},
-        TokenIdError,
-        ["position_ids[0, 0] is 32", "0 to 31"],
+        SequenceLengthError,
+        ["position_ids[0, 0] is 32", "n_positions = 32", "0 to 31"],
     ),
     "positions of other shape": (
         {"input_ids": IDS, "position_ids": IDS[:, :4]},
