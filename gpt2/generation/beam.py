@@ -10,7 +10,6 @@ most, V vocabulary. A beam's number is row · num_beams + its place in the row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +81,7 @@ class Finished:
         #: (B,) bool: rows whose sequences are final
         self.closed = self.ended[:, 0].clone()
         powers = [limit**run.config.length_penalty for limit in run.limits]
-        self._longest = torch.tensor(powers, device=run.device)[:, None]  # (B, 1)
+        self._longest = torch.tensor(powers, device=run.device)  # (B,)
 
     @property
     def full(self) -> Tensor:
@@ -109,9 +108,8 @@ class Finished:
         best for it, so that nothing better is missed.
         """
         penalty = self.config.length_penalty
-        if self.config.early_stopping == "never" and penalty > 0:
-            return (score[:, None] / self._longest)[:, 0]
-        return score / length**penalty
+        never = self.config.early_stopping == "never" and penalty > 0
+        return score / (self._longest if never else length**penalty)
 
     def close(self, rows: Tensor) -> None:
         """The sequences of ``rows`` (B,) bool are final."""
@@ -159,7 +157,7 @@ def beam_search(run: Run) -> GenerateBeamDecoderOnlyOutput:
     running, finished = Beams.start(run, n), Finished(run, n)
     for step in range(run.new_tokens):
         scores = search.process(search.log_probabilities, running, step)
-        totals = (scores.unflatten(0, (-1, n)) + running.scores[..., None]).flatten(1)
+        totals = search.totals(scores, running).flatten(1)
         if config.do_sample:
             places = sampled_candidates(totals, how_many(run, n), search.generators)
         else:
@@ -187,14 +185,15 @@ def group_beam_search(run: Run) -> GenerateBeamDecoderOnlyOutput:
     running = [Beams.start(run, n) for _ in range(groups)]
     finished = [Finished(run, n) for _ in range(groups)]
     for step in range(run.new_tokens):
-        log_probabilities = search.log_probabilities.unflatten(0, (-1, groups, n))  # (B, G, n, V)
+        log_probabilities = search.log_probabilities  # (B · num_beams, V)
+        log_probabilities = log_probabilities.view(run.prompt.rows, groups, n, -1)
         taken = log_probabilities.new_zeros(run.prompt.rows, log_probabilities.shape[-1])  # (B, V)
         last, parts = search.at_limit(step), []
         for group in range(groups):
             kept_away = log_probabilities[:, group] - config.diversity_penalty * taken[:, None]
             scores = search.process(kept_away.flatten(0, 1), running[group], step)
-            parts.append(scores.unflatten(0, (-1, n)))
-            totals = (parts[-1] + running[group].scores[..., None]).flatten(1)
+            parts.append(scores.view(run.prompt.rows, n, -1))
+            totals = search.totals(scores, running[group]).flatten(1)
             places = best_candidates(totals, how_many(run, n))
             candidates = extend(running[group], totals, places, step, search.first + group * n)
             ended = search.ended(candidates, step)
@@ -263,8 +262,59 @@ class Search:
         rows = self._rows.repeat_interleave(running.ids.shape[1])
         return self.run.process(scores, running.ids[:, :, :step].flatten(0, 1), rows)
 
+    def totals(self, scores: Tensor, running: Beams) -> Tensor:
+        """(B, k, V): the log-probability of each beam's each continuation."""
+        rows, k = running.scores.shape
+        return scores.view(rows, k, -1) + running.scores[..., None]
+
     def at_limit(self, step: int) -> Tensor:
         """(B,) bool: rows that may have no further token; all of them once the time is over."""
         if self.run.stopping.out_of_time():
             return torch.ones_like(self._rows, dtype=torch.bool)
         return self._limits <= step + 1
+
+    def ended(self, candidates: Beams, step: int) -> Tensor:
+        """(B, K) bool: which candidates end with their last token, and not for their length."""
+        new = candidates.ids[:, :, : step + 1]
+        rows = self._rows.repeat_interleave(new.shape[1])
+        ended = self.run.ended(new.flatten(0, 1), rows).view(new.shape[:2])
+        by_length = (self._limits <= step + 1)[:, None] & ~torch.isin(
+            new[:, :, -1], self.run.stopping.eos
+        )
+        return ended & ~by_length
+
+    def goes_on(self, scores: Tensor, pools: list[Finished], step: int) -> bool:
+        """Whether a row is still open; records the step, and refuses scores nobody can choose from.
+
+        ``scores`` (B · num_beams, V): the log-probabilities after the processors.
+        """
+        self.run.recorder.add(self.run.decoder, self.logits, scores)
+        closed = torch.stack([pool.closed for pool in pools]).all(0)  # (B,)
+        empty = ~torch.stack([pool.ended.any(-1) for pool in pools]).any(0)
+        broken = self.run.broken(self.logits, scores).view(-1, self.beams)
+        wrong = scores.isnan().any(-1).view_as(broken).any(-1) | (broken.all(-1) & empty)
+        over, *bad = torch.cat([closed.all()[None], wrong]).tolist()  # the one synchronisation
+        if any(bad):
+            raise self.run.refuse_broken(self.logits[bad.index(1) * self.beams], step)
+        return not over
+
+    def feed(self, running: Beams, step: int) -> None:
+        """The model's next step behind ``running``, num_beams for each row."""
+        decoder = self.run.decoder
+        decoder.keep_rows(running.parents[:, :, step].flatten())
+        new = running.ids[:, :, : step + 1].flatten(0, 1)
+        self.logits = decoder.decode_one(new[:, -1], new)
+
+    def output(self, best: Beams) -> GenerateBeamDecoderOnlyOutput:
+        """The num_return_sequences best of each row, best first."""
+        wanted = self.run.config.num_return_sequences
+        ids = best.ids[:, :wanted].flatten(0, 1)
+        parents = best.parents[:, :wanted].flatten(0, 1)
+        length = int((parents >= 0).sum(-1).max())
+        return GenerateBeamDecoderOnlyOutput(
+            sequences=ids[:, :length],
+            sequences_scores=best.scores[:, :wanted].flatten(),
+            beam_indices=parents[:, :length],
+            past_key_values=self.run.decoder.past,
+            **self.run.recorder.fields(),
+        )
