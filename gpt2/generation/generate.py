@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import ArgumentError, ArgumentTypeError, SequenceLengthError
+from gpt2.generation.beam import beam_search, group_beam_search
 from gpt2.generation.config import GenerationConfig
+from gpt2.generation.constrained import constrained_beam_search
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.decoding import decode
 from gpt2.generation.outputs import GenerateOutput, Recorder
@@ -25,6 +27,9 @@ from gpt2.generation.stopping import Stopping
 METHODS: dict[str, Callable[[Run], GenerateOutput]] = {
     "greedy": decode,
     "sample": decode,
+    "beam": beam_search,
+    "group_beam": group_beam_search,
+    "constrained_beam": constrained_beam_search,
 }
 
 
