@@ -59,6 +59,7 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        document_ids: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         check_inputs: bool = True,
         **unknown: Any,
@@ -66,7 +67,8 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
         """Logits (B, C) per sequence, and the loss where ``labels`` are given.
 
         The last real token is the attention mask's; without a mask, the last
-        that is not config.pad_token_id; without that, the last. ``labels`` and
+        that is not config.pad_token_id; without that, the last. (In a row of
+        several documents it belongs to the last one.) ``labels`` and
         loss go by config.problem_type: class numbers (B,), −100 left out, and
         cross-entropy; (B, C) numbers and squared error; or (B, C) of 0 … 1 and
         binary cross-entropy. Where it is None it is inferred, each time:
@@ -95,6 +97,7 @@ class GPT2ForSequenceClassification(GPT2PreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            document_ids=document_ids,
             check_inputs=checks,
         )
         x = core.last_hidden_state  # (B, T, D)
@@ -178,6 +181,7 @@ class GPT2ForTokenClassification(GPT2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        document_ids: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         check_inputs: bool = True,
         **unknown: Any,
@@ -206,6 +210,7 @@ class GPT2ForTokenClassification(GPT2PreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            document_ids=document_ids,
             check_inputs=checks,
         )
         x = core.last_hidden_state  # (B, T, D)
@@ -251,6 +256,7 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        document_ids: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         check_inputs: bool = True,
         **unknown: Any,
@@ -260,7 +266,8 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
         ``start_positions`` and ``end_positions`` (B,) are columns of the input;
         one behind its end or at padding is left out of the loss, one below 0 is
         taken for 0. Logits at padding are the dtype's lowest number, so that
-        neither a softmax nor an argmax sees it. The other arguments are
+        neither a softmax nor an argmax sees it. With ``document_ids`` the loss
+        seeks a position in its own document. The other arguments are
         GPT2Model.forward's.
         """
         refuse_unknown(self, unknown)
@@ -286,6 +293,7 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            document_ids=document_ids,
             check_inputs=check_inputs,
         )
         x = core.last_hidden_state  # (B, T, D)
@@ -301,6 +309,7 @@ class GPT2ForQuestionAnswering(GPT2PreTrainedModel):
                 end_logits.flatten(0, -2),
                 *positions,
                 attended=None if attended is None else attended.flatten(0, -2),
+                document_ids=None if document_ids is None else document_ids.flatten(0, -2),
                 num_items_in_batch=num_items_in_batch,
             )
         output = QuestionAnsweringModelOutput(

@@ -19,6 +19,7 @@ from gpt2.modeling.inputs import (
     IGNORE_INDEX,
     ValueChecks,
     attended_positions,
+    in_last_document,
     require_ids,
     require_one_input,
     token_shape,
@@ -64,6 +65,7 @@ class GPT2LMHeadModel(GenerativeModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        document_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         check_inputs: bool = True,
@@ -72,11 +74,12 @@ class GPT2LMHeadModel(GenerativeModel):
         """Logits (B, T, V) of the next token, and the loss where ``labels`` are given.
 
         ``labels`` (B, T) are the input ids themselves: they are shifted here.
-        −100 leaves a target out; so does padding, as source or as target. The
-        loss is the mean over the targets that count, or their sum divided by
-        ``num_items_in_batch``. ``logits_to_keep``: the number of last positions
-        to compute logits for (0: all), or their indices, (K,) for all rows or
-        (B, K) for each. The other arguments are GPT2Model.forward's.
+        −100 leaves a target out; so does padding, as source or as target, and a
+        target in another document than its source. The loss is the mean over
+        the targets that count, or their sum divided by ``num_items_in_batch``.
+        ``logits_to_keep``: the number of last positions to compute logits for
+        (0: all), or their indices, (K,) for all rows or (B, K) for each. The
+        other arguments are GPT2Model.forward's.
         """
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
@@ -98,12 +101,13 @@ class GPT2LMHeadModel(GenerativeModel):
             output_attentions,
             output_hidden_states,
             True,
+            document_ids=document_ids,
             check_inputs=checks,
         )
         x = core.last_hidden_state  # (B, T, D)
         attended = attended_positions(attention_mask, x)
         loss, logits = _loss_and_logits(
-            self.lm_head, x, labels, attended, num_items_in_batch, logits_to_keep
+            self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep
         )
         output = CausalLMOutputWithCrossAttentions(
             loss=loss,
@@ -149,6 +153,7 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         *,
+        document_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         mc_num_items_in_batch: int | Tensor | None = None,
@@ -163,7 +168,8 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         here, as in GPT2LMHeadModel; ``mc_labels`` (B,) is the right choice,
         −100 leaves it out. The two losses, ``loss`` and ``mc_loss``, are means,
         or sums over ``num_items_in_batch`` tokens and ``mc_num_items_in_batch``
-        rows. The other arguments are GPT2LMHeadModel.forward's.
+        rows. With ``document_ids`` (B, C, T) a choice is judged by its last
+        document. The other arguments are GPT2LMHeadModel.forward's.
         """
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
@@ -199,13 +205,15 @@ class GPT2DoubleHeadsModel(GenerativeModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            document_ids=document_ids,
             check_inputs=checks,
         )
         x = core.last_hidden_state  # (B, C, T, D)
         attended = attended_positions(attention_mask, x)
-        mc_logits = self.multiple_choice_head(x, attended, mc_token_ids).squeeze(-1)  # (B, C)
+        summarised = in_last_document(attended, document_ids)
+        mc_logits = self.multiple_choice_head(x, summarised, mc_token_ids).squeeze(-1)  # (B, C)
         loss, logits = _loss_and_logits(
-            self.lm_head, x, labels, attended, num_items_in_batch, logits_to_keep
+            self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep
         )
         mc_loss = None
         if mc_labels is not None:
@@ -234,6 +242,7 @@ def _loss_and_logits(
     x: Tensor,
     labels: Tensor | None,
     attended: Tensor | None,
+    document_ids: Tensor | None,
     num_items_in_batch: int | Tensor | None,
     logits_to_keep: int | Tensor,
 ) -> tuple[Tensor | None, Tensor]:
@@ -241,7 +250,13 @@ def _loss_and_logits(
     if labels is None:
         return None, lm_head(_keep(x, logits_to_keep))
     logits = lm_head(x)  # (B, T, V): the loss is over every position
-    loss = causal_lm_loss(logits, labels, attended=attended, num_items_in_batch=num_items_in_batch)
+    loss = causal_lm_loss(
+        logits,
+        labels,
+        attended=attended,
+        document_ids=document_ids,
+        num_items_in_batch=num_items_in_batch,
+    )
     return loss, _keep(logits, logits_to_keep)
 
 

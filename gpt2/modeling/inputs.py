@@ -159,6 +159,20 @@ def attended_positions(attention_mask: Tensor | None, x: Tensor) -> Tensor | Non
     return attention_mask[..., -x.shape[-2] :].to(torch.bool)
 
 
+def in_last_document(attended: Tensor | None, document_ids: Tensor | None) -> Tensor | None:
+    """Which positions are real and in the document of their row's last real token, (…, T) bool.
+
+    What a head that gives one answer per row looks at; None where it is the whole row.
+    """
+    if document_ids is None:
+        return attended
+    if attended is None:
+        return document_ids == document_ids[..., -1:]
+    columns = torch.arange(attended.shape[-1], device=attended.device)
+    last = (attended * columns).argmax(-1, keepdim=True)
+    return attended & (document_ids == document_ids.gather(-1, last))
+
+
 def head_scales(head_mask: Tensor | None, n_layer: int) -> list[Tensor | None]:
     """``head_mask`` (H,) or (L, H) as one (H, 1, 1) factor per layer."""
     if head_mask is None:

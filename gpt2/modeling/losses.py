@@ -70,17 +70,23 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return _SummedCrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def next_token_targets(labels: Tensor, attended: Tensor | None = None) -> Tensor:
+def next_token_targets(
+    labels: Tensor, attended: Tensor | None = None, document_ids: Tensor | None = None
+) -> Tensor:
     """What each position has to predict: ``labels`` (…, T) moved one to the left, (…, T).
 
     −100 (left out of the loss) at the last position, where the label is −100,
-    and where ``attended`` (…, T) bool hides the source or the target.
+    where ``attended`` (…, T) bool hides the source or the target, and where the
+    target is in another document, by ``document_ids`` (…, T).
     """
     targets = torch.full_like(labels, IGNORE_INDEX, dtype=torch.int64)
     targets[..., :-1] = labels[..., 1:]
     if attended is not None:
         both = attended[..., :-1] & attended[..., 1:]
         targets[..., :-1] = targets[..., :-1].masked_fill(~both, IGNORE_INDEX)
+    if document_ids is not None:
+        across = document_ids[..., :-1] != document_ids[..., 1:]
+        targets[..., :-1] = targets[..., :-1].masked_fill(across, IGNORE_INDEX)
     return targets
 
 
@@ -89,17 +95,18 @@ def causal_lm_loss(
     labels: Tensor,
     *,
     attended: Tensor | None = None,
+    document_ids: Tensor | None = None,
     num_items_in_batch: int | Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of predicting the next token, float32 ().
 
     ``logits`` (B, T, V), ``labels`` (B, T) not shifted, ``attended`` (B, T)
-    bool. The mean is over the terms that count, or the sum divided by
-    ``num_items_in_batch``, so that micro-batches add up to one batch. A batch
-    in which no term counts has loss 0 and zero gradients. Raises ArgumentError
-    for a negative ``num_items_in_batch``.
+    bool, ``document_ids`` (B, T); see `next_token_targets`. The mean is over
+    the terms that count, or the sum divided by ``num_items_in_batch``, so that
+    micro-batches add up to one batch. A batch in which no term counts has loss
+    0 and zero gradients. Raises ArgumentError for a negative ``num_items_in_batch``.
     """
-    targets = next_token_targets(labels, attended)
+    targets = next_token_targets(labels, attended, document_ids)
     return classification_loss(logits, targets, num_items_in_batch=num_items_in_batch)
 
 
@@ -146,28 +153,30 @@ def span_loss(
     end_positions: Tensor,
     *,
     attended: Tensor | None = None,
+    document_ids: Tensor | None = None,
     num_items_in_batch: int | Tensor | None = None,
 ) -> Tensor:
     """Mean of the cross-entropies of a span's first and last position, float32 ().
 
     ``logits`` (B, T), ``positions`` (B,). As documented, a position below 0 is
     taken for 0, and one behind the sequence is left out; so is one at padding,
-    where ``attended`` (B, T) bool is False.
+    where ``attended`` (B, T) bool is False. With ``document_ids`` (B, T) the
+    position is sought in its own document, not in the whole row.
     """
 
-    def targets(positions: Tensor) -> Tensor:
-        length = start_logits.shape[-1]
+    def loss(logits: Tensor, positions: Tensor) -> Tensor:
+        length = logits.shape[-1]
         inside = positions < length
         positions = positions.clamp(0, length - 1)
         if attended is not None:
             inside = inside & attended.gather(-1, positions[:, None])[:, 0]
-        return positions.masked_fill(~inside, IGNORE_INDEX)
+        if document_ids is not None:
+            elsewhere = document_ids != document_ids.gather(-1, positions[:, None])
+            logits = logits.masked_fill(elsewhere, torch.finfo(logits.dtype).min)
+        targets = positions.masked_fill(~inside, IGNORE_INDEX)
+        return classification_loss(logits, targets, num_items_in_batch=num_items_in_batch)
 
-    losses = [
-        classification_loss(logits, targets(positions), num_items_in_batch=num_items_in_batch)
-        for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
-    ]
-    return (losses[0] + losses[1]) / 2
+    return (loss(start_logits, start_positions) + loss(end_logits, end_positions)) / 2
 
 
 def averaged(total: Tensor, count: int | Tensor, num_items_in_batch: int | Tensor | None) -> Tensor:
