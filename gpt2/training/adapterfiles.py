@@ -1,0 +1,180 @@
+"""LoRA adapters in PEFT's file format: adapter_config.json and adapter_model.safetensors.
+
+They go to and fro between this library and ``peft``, on transformers' GPT-2
+as well as on ours: A and B have one orientation whatever that of the weight is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.checkpoints.tensorfiles import SafetensorsFile, Stored, write_safetensors
+from gpt2.errors import ArgumentError, FileFormatError, StateDictError
+from gpt2.modeling.pretrained import GPT2PreTrainedModel
+from gpt2.storage.atomic import staged_directory
+from gpt2.storage.hub import open_repository
+from gpt2.storage.jsonfiles import read_json_object, write_json
+from gpt2.training.lora import LoraConfig, LoraLinear, adapted_layers, add_lora
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."  # what PEFT puts before every name
+# Fields of the file that change what an adapter computes, with the values that are plain LoRA.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",), "bias": ("none",), "use_rslora": (False, None),
+    "use_dora": (False, None), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
+    "layer_replication": (None,), "lora_bias": (False, None), "target_parameters": ([], None),
+    "trainable_token_indices": (None,), "alora_invocation_tokens": (None,),
+    "use_bdlora": (False, None), "arrow_config": (None,),
+}  # fmt: skip
+
+
+def save_lora(model: GPT2PreTrainedModel, save_directory: str | os.PathLike[str]) -> None:
+    """Write the model's adapters, and what else trains (modules_to_save), as ``peft`` reads them.
+
+    The directory is complete or as it was before; other files in it stay. The
+    weights of the model itself are not written.
+
+    Raises ArgumentError for a model without adapters, or with merged ones, and
+    FileAccessError where the disk refuses.
+    """
+    layers = adapted_layers(model)
+    if not layers:
+        raise ArgumentError("the model has no adapters to save; save_pretrained saves its weights")
+    if any(layer.merged for layer in layers.values()):
+        raise ArgumentError("the adapters are merged into the weights; unmerge_lora them first")
+    one = next(iter(layers.values()))
+    config = {
+        "peft_type": "LORA",
+        "r": one.lora_A.out_features,
+        "lora_alpha": one.scale * one.lora_A.out_features,
+        "lora_dropout": one.dropout,
+        "target_modules": _names(model, layers),
+        "modules_to_save": _trained_whole(model) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,  # our layers; for transformers' Conv1D peft sets it itself
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+    }
+    tensors = {_PREFIX + name: model.get_parameter(name) for name in _own(model, layers)}
+    with staged_directory(save_directory, replaces=[CONFIG_NAME, WEIGHTS_NAME]) as stage:
+        write_json(stage / CONFIG_NAME, config, sort_keys=True)
+        stored = {name: Stored(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        write_safetensors(stage / WEIGHTS_NAME, stored, iter(tensors.values()))
+
+
+def load_lora(
+    model: GPT2PreTrainedModel, name_or_path: str | os.PathLike[str], **where: Any
+) -> list[str]:
+    """Give the model the adapters of a directory or a hub repository; returns the layers' paths.
+
+    Every tensor of the file finds its place, or nothing is changed. The model is
+    then as after `add_lora`: only adapters (and modules_to_save) train.
+    ``where``: revision, subfolder, cache_dir, token, local_files_only, force_download.
+
+    Raises FileFormatError for kinds of adapters that this library does not
+    compute (DoRA, rsLoRA, ranks per layer …), StateDictError for tensors that do not
+    fit the model, and what `add_lora` raises.
+    """
+    repository = open_repository(name_or_path, **where)
+    path = repository.require(CONFIG_NAME)
+    content = read_json_object(path)
+    for field, plain in _PLAIN.items():
+        if content.get(field, plain[0]) not in plain:
+            raise FileFormatError(
+                f"{path}: {field} is {content[field]!r}; only plain LoRA adapters are read, with "
+                f"{field} {plain[0]!r}"
+            )
+    tensors = _read(repository.require(WEIGHTS_NAME))
+    ends = (".lora_A.weight", ".lora_B.weight")
+    layers = sorted({name.removesuffix(end) for name in tensors for end in ends if end in name})
+    whole = sorted({name.rpartition(".")[0] for name in tensors if not name.endswith(ends)})
+    if not layers:
+        raise StateDictError(f"{name_or_path}: {WEIGHTS_NAME} holds no lora_A and lora_B weights")
+    known = dict(model.named_modules())
+    for name in (*layers, *whole):
+        if name not in known:
+            raise StateDictError(
+                f"{name_or_path}: {WEIGHTS_NAME} adapts {name!r}, which {type(model).__name__} "
+                "does not have"
+            )
+    try:
+        config = LoraConfig(
+            r=content.get("r", 8),
+            lora_alpha=content.get("lora_alpha", 8),
+            lora_dropout=content.get("lora_dropout", 0.0),
+            target_modules=layers,
+            modules_to_save=whole,
+        )
+    except ArgumentError as error:
+        raise FileFormatError(f"{path}: {error}") from None
+    _check_shapes(model, config, tensors, str(name_or_path))
+    targets = add_lora(model, config)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            model.get_parameter(name).copy_(tensor)
+    return targets
+
+
+def _own(model: GPT2PreTrainedModel, layers: dict[str, LoraLinear]) -> list[str]:
+    """The names of all parameters that belong to the adapter."""
+    names = [f"{path}.lora_{half}.weight" for path in layers for half in "AB"]
+    for module in _trained_whole(model):
+        names += [f"{module}.{name}" for name, _ in model.get_submodule(module).named_parameters()]
+    return names
+
+
+def _trained_whole(model: nn.Module) -> list[str]:
+    """The modules beside the adapters that train: modules_to_save."""
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n]
+    return sorted({name.rpartition(".")[0] for name in trained})
+
+
+def _names(model: nn.Module, layers: dict[str, LoraLinear]) -> list[str]:
+    """``target_modules``: the last part of a path where all of that name are adapted."""
+    names = set()
+    for path in layers:
+        leaf = path.rpartition(".")[2]
+        alike = [p for p, _ in model.named_modules() if p.rpartition(".")[2] == leaf]
+        names.add(leaf if layers.keys() >= set(alike) else path)
+    return sorted(names)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The file's tensors by our names, in memory of their own."""
+    file = SafetensorsFile(path)
+    try:
+        tensors = {name: file.read(name)[0] for name in file.entries}
+    finally:
+        file.close()
+    for name in tensors:
+        if not name.startswith(_PREFIX):
+            raise StateDictError(f"{path}: the tensor {name!r} does not begin with {_PREFIX}")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _check_shapes(
+    model: nn.Module, config: LoraConfig, tensors: dict[str, Tensor], where: str
+) -> None:
+    expected: dict[str, tuple[int, ...]] = {}
+    for path in config.target_modules:
+        layer = model.get_submodule(path)
+        columns, rows = getattr(layer, "in_features", 0), getattr(layer, "out_features", 0)
+        expected[f"{path}.lora_A.weight"] = (config.r, columns)
+        expected[f"{path}.lora_B.weight"] = (rows, config.r)
+    for module in config.modules_to_save:
+        for name, parameter in model.get_submodule(module).named_parameters():
+            expected[f"{module}.{name}"] = tuple(parameter.shape)
+    for name in sorted(expected.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else "missing"
+        wanted = expected.get(name, "no such parameter")
+        if found != wanted:
+            raise StateDictError(
+                f"{where}: {name} is {found} in {WEIGHTS_NAME}; {wanted} in the model"
+            )

@@ -1,0 +1,197 @@
+"""LoRA: train a low-rank addition to some linear layers, and nothing else (arXiv:2106.09685).
+
+    y = x Wᵀ + b + (alpha / r) · dropout(x) Aᵀ Bᵀ        A (r, in), B (out, r), B = 0 at first
+
+gpt2/training/adapterfiles.py saves and loads adapters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.errors import ArgumentError
+from gpt2.fieldchecks import check_number, check_whole
+from gpt2.modeling.pretrained import GPT2PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Where adapters go and how large they are; names and defaults are PEFT's.
+
+    ``target_modules`` names linear layers by the end of their path ("c_attn",
+    "mlp.c_fc"); "all-linear" takes every one inside the blocks.
+    ``modules_to_save`` names modules that are trained as a whole and saved with
+    the adapter: a fresh head, "score" say.
+
+    Raises ArgumentError for a value that cannot be.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    target_modules: Sequence[str] | str = ("c_attn",)
+    modules_to_save: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_whole(ArgumentError, "r", self.r, 1)
+        check_number(ArgumentError, "lora_alpha", self.lora_alpha, 0, 1e6)
+        check_number(ArgumentError, "lora_dropout", self.lora_dropout, 0, 1)
+        if isinstance(self.modules_to_save, str) or not self.target_modules:
+            raise ArgumentError(
+                "target_modules and modules_to_save must be lists of names, the first not empty; "
+                f"found {self.target_modules!r} and {self.modules_to_save!r}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, the factor of the addition."""
+        return self.lora_alpha / self.r
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with an adapter. ``weight`` and ``bias`` keep their names and are frozen."""
+
+    def __init__(self, linear: nn.Linear, config: LoraConfig) -> None:
+        # On the meta device nothing is allocated: the weights are the given layer's own.
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.scale, self.dropout, self.merged = config.scale, config.lora_dropout, False
+        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        self.lora_A = nn.Linear(self.in_features, config.r, bias=False, **like)
+        self.lora_B = nn.Linear(config.r, self.out_features, bias=False, **like)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # as PEFT
+        nn.init.zeros_(self.lora_B.weight)
+        self.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if self.merged:
+            return y
+        low = self.lora_A(F.dropout(x, self.dropout, self.training))  # (…, r)
+        return y + self.lora_B(low) * self.scale  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def merge(self, sign: int) -> None:
+        """Add the adapter to the weight (1), or take it off again (−1)."""
+        self.weight += sign * self.scale * (self.lora_B.weight @ self.lora_A.weight)
+        self.merged = sign > 0
+
+
+def add_lora(model: GPT2PreTrainedModel, config: LoraConfig | None = None) -> list[str]:
+    """Give the model's target layers adapters and freeze all else; returns their paths.
+
+    The model is changed in place. What trains afterwards: the adapters, and
+    ``modules_to_save``. Raises ArgumentError for a name that no module has, for
+    targets that are no linear layers (wte), for a tied head, and for a model that
+    has adapters already.
+    """
+    config = config or LoraConfig()
+    if adapted_layers(model):
+        raise ArgumentError("the model has adapters already; merge_lora or drop_lora them first")
+    targets = _targets(model, config)
+    trained = [_named(model, name) for name in config.modules_to_save]
+    model.requires_grad_(False)
+    for path in targets:
+        parent, _, leaf = path.rpartition(".")
+        layer = model.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
+        setattr(model.get_submodule(parent), leaf, LoraLinear(layer, config))
+    for name in trained:
+        model.get_submodule(name).requires_grad_(True)
+    return targets
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The model's layers with adapters, by path."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add each adapter to its weight: no cost at inference. `unmerge_lora` takes it off again."""
+    for layer in _adapted(model).values():
+        if not layer.merged:
+            layer.merge(1)
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Take merged adapters off their weights again, up to rounding in the weights' dtype."""
+    for layer in _adapted(model).values():
+        if layer.merged:
+            layer.merge(-1)
+
+
+def drop_lora(model: nn.Module) -> None:
+    """Put plain linear layers back: as merged, or as before. All parameters train again."""
+    for path, layer in _adapted(model).items():
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight, plain.bias = layer.weight, layer.bias
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, plain.train(layer.training))
+    model.requires_grad_(True)
+
+
+def _adapted(model: nn.Module) -> dict[str, LoraLinear]:
+    layers = adapted_layers(model)
+    if not layers:
+        raise ArgumentError("the model has no adapters; add_lora or load_lora gives it some")
+    return layers
+
+
+def _targets(model: GPT2PreTrainedModel, config: LoraConfig) -> list[str]:
+    """The paths of the layers that ``target_modules`` names, in the model's order."""
+    if config.target_modules == "all-linear":
+        paths = [p for p, m in model.named_modules() if isinstance(m, nn.Linear)]
+        return [path for path in paths if _in_blocks(path)]
+    if isinstance(config.target_modules, str):
+        raise ArgumentError(
+            f'target_modules must be a list of names or "all-linear", not {config.target_modules!r}'
+        )
+    found: set[str] = set()
+    for name in config.target_modules:
+        ends = _ending(model, name)
+        for path in ends:
+            module = model.get_submodule(path)
+            if not isinstance(module, nn.Linear):
+                raise ArgumentError(
+                    f"target_modules: {path} is a {type(module).__name__}; LoRA adapts linear "
+                    "layers, such as c_attn, c_proj and c_fc"
+                )
+            if model.config.tie_word_embeddings and f"{path}.weight" in model.tied_weights:
+                raise ArgumentError(
+                    f"target_modules: {path} is tied to {model.tied_weights[f'{path}.weight']}, so "
+                    "an adapter of one of them would part the two; leave it out, or load the "
+                    "model with tie_word_embeddings=False"
+                )
+        found.update(ends)
+    return [path for path, _ in model.named_modules() if path in found]
+
+
+def _ending(model: nn.Module, name: str) -> list[str]:
+    paths = [p for p, _ in model.named_modules() if p == name or p.endswith("." + name)]
+    if not paths:
+        raise ArgumentError(f"the model has no module whose path ends in {name!r}")
+    return paths
+
+
+def _named(model: GPT2PreTrainedModel, name: str) -> str:
+    paths = _ending(model, name)
+    if any(map(_in_blocks, paths)):
+        raise ArgumentError(
+            f"modules_to_save: {name!r} lies in the blocks ({paths[0]}); give it an adapter "
+            "(target_modules), and leave modules_to_save to heads and embeddings"
+        )
+    if len(paths) > 1:
+        raise ArgumentError(
+            f"modules_to_save: {name!r} fits {len(paths)} modules ({paths[0]}, {paths[1]} …)"
+        )
+    return paths[0]
+
+
+def _in_blocks(path: str) -> bool:
+    return ".h." in f".{path}"

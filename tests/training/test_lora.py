@@ -1,0 +1,202 @@
+"""LoRA: what changes, what trains, and what the files hold."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel
+from gpt2.errors import ArgumentError, FileFormatError, StateDictError
+from gpt2.training.adapterfiles import load_lora, save_lora
+from gpt2.training.lora import (
+    LoraConfig,
+    LoraLinear,
+    adapted_layers,
+    add_lora,
+    drop_lora,
+    merge_lora,
+    unmerge_lora,
+)
+from tests.helpers import assert_close, tiny_model
+
+IDS = torch.arange(14).view(2, 7)
+
+
+def adapted(config: LoraConfig | None = None, **overrides: Any) -> GPT2LMHeadModel:
+    """A tiny model whose adapters do something."""
+    model = tiny_model(**overrides)
+    add_lora(model, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in adapted_layers(model).values():
+            layer.lora_B.weight.normal_(std=0.3, generator=generator)
+    return model
+
+
+def test_a_fresh_adapter_changes_nothing_and_only_it_trains() -> None:
+    model, plain = tiny_model(), tiny_model()
+    paths = add_lora(model, LoraConfig(r=4, target_modules=["c_attn", "mlp.c_proj"]))
+    assert paths == [
+        f"transformer.h.{i}.{m}" for i in (0, 1) for m in ("attn.c_attn", "mlp.c_proj")
+    ]
+    assert torch.equal(model(IDS).logits, plain(IDS).logits)
+    model(IDS, labels=IDS).loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"{path}.lora_{half}.weight" for path in paths for half in "AB"}
+    assert all(p.grad is None for p in plain.parameters())
+    names = {name for name, _ in plain.named_parameters()}
+    assert names <= {name for name, _ in model.named_parameters()}  # no name has changed
+
+
+def test_the_addition_is_the_formulas() -> None:
+    linear = torch.nn.Linear(6, 5)
+    layer = LoraLinear(linear, LoraConfig(r=2, lora_alpha=3))
+    with torch.no_grad():
+        layer.lora_B.weight.normal_()
+    x = torch.randn(4, 6)
+    low = x @ layer.lora_A.weight.T @ layer.lora_B.weight.T
+    assert_close(layer(x), linear(x) + 1.5 * low)
+
+
+def test_merging_keeps_the_results_and_can_be_undone() -> None:
+    model, plain = adapted(), tiny_model()
+    before = model(IDS).logits
+    assert (before - plain(IDS).logits).abs().max() > 0.1
+    merge_lora(model)
+    merge_lora(model)  # once is enough
+    assert_close(model(IDS).logits, before)
+    unmerge_lora(model)
+    assert_close(model(IDS).logits, before)
+    assert_close(
+        model.transformer.h[0].attn.c_attn.weight, plain.transformer.h[0].attn.c_attn.weight
+    )
+    drop_lora(model)
+    assert_close(model(IDS).logits, plain(IDS).logits)
+    assert not adapted_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_merged_model_is_a_plain_one(tmp_path: Path) -> None:
+    model = adapted()
+    before = model(IDS).logits
+    merge_lora(model)
+    drop_lora(model)
+    model.save_pretrained(tmp_path)
+    assert_close(GPT2LMHeadModel.from_pretrained(tmp_path)(IDS).logits, before)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = adapted(LoraConfig(lora_dropout=0.5))
+    assert torch.equal(model(IDS).logits, model(IDS).logits)
+    model.train()
+    assert not torch.equal(model(IDS).logits, model(IDS).logits)
+
+
+def test_adapted_models_pickle_copy_and_generate() -> None:
+    model = adapted()
+    expected = model.generate(IDS, max_new_tokens=3)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(IDS).logits, model(IDS).logits)
+        assert torch.equal(twin.generate(IDS, max_new_tokens=3), expected)
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["attn.c_proj"], "all-linear"])
+def test_adapters_go_to_a_file_and_back(tmp_path: Path, targets: Any) -> None:
+    model = adapted(LoraConfig(r=3, lora_alpha=5, target_modules=targets))
+    save_lora(model, tmp_path)
+    twin = tiny_model()
+    assert load_lora(twin, tmp_path) == list(adapted_layers(model))
+    assert torch.equal(twin(IDS).logits, model(IDS).logits)
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    leaves = {"c_attn", "c_fc", "c_proj"} if targets == "all-linear" else {"c_attn"}
+    # c_proj would name the other c_proj, too
+    assert set(names) == leaves or all(name.endswith(".attn.c_proj") for name in names)
+
+
+def test_a_fresh_head_is_trained_and_saved_as_a_whole(tmp_path: Path) -> None:
+    model = tiny_model(GPT2ForSequenceClassification, num_labels=3)
+    add_lora(model, LoraConfig(modules_to_save=["score"]))
+    with torch.no_grad():
+        model.score.weight.normal_()
+    save_lora(model, tmp_path)
+    assert "base_model.model.score.weight" in load_file(tmp_path / "adapter_model.safetensors")
+    twin = tiny_model(GPT2ForSequenceClassification, num_labels=3)
+    load_lora(twin, tmp_path)
+    assert torch.equal(twin(IDS).logits, model(IDS).logits)
+    assert twin.score.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_modules": ["lm_head"]}, "lm_head is tied to transformer.wte.weight"),
+        ({"target_modules": ["wte"]}, "wte is a Embedding; LoRA adapts linear layers"),
+        ({"target_modules": ["q_proj"]}, "no module whose path ends in 'q_proj'"),
+        ({"target_modules": "c_attn"}, "must be a list of names"),
+        ({"modules_to_save": ["ln_1"]}, "lies in the blocks"),
+        ({"r": 0}, "r must be a whole number"),
+        ({"target_modules": []}, "not empty"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
+    model = tiny_model()
+    with pytest.raises(ArgumentError, match=words):
+        add_lora(model, LoraConfig(**settings))
+    assert not adapted_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_untied_head_can_be_adapted() -> None:
+    model = tiny_model(tie_word_embeddings=False)
+    assert add_lora(model, LoraConfig(target_modules=["lm_head"])) == ["lm_head"]
+    with pytest.raises(ArgumentError, match="has adapters already"):
+        add_lora(model)
+
+
+def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
+    save_lora(adapted(LoraConfig(r=2)), tmp_path)
+    config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    settings, tensors = json.loads(config.read_text()), load_file(weights)
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+
+    def refused(error: type[Exception], words: str, model: Any = None) -> None:
+        model = model or tiny_model()
+        with pytest.raises(error, match=words):
+            load_lora(model, tmp_path)
+        assert not adapted_layers(model)
+
+    refused(StateDictError, r"lora_A.weight is \(2, 32\).*\(2, 16\) in the", tiny_model(n_embd=16))
+    config.write_text(json.dumps({**settings, "use_dora": True}))
+    refused(FileFormatError, "use_dora is True; only plain LoRA")
+    config.write_text(json.dumps({**settings, "r": 3}))
+    refused(StateDictError, r"\(2, 32\) in adapter_model.safetensors; \(3, 32\) in the model")
+    config.write_text(json.dumps({**settings, "r": "many"}))
+    refused(FileFormatError, "adapter_config.json: r must be")
+    config.write_text(json.dumps(settings))
+    save_file({k: v for k, v in tensors.items() if k != name}, weights)
+    refused(StateDictError, "lora_A.weight is missing")
+    save_file(
+        {**tensors, "base_model.model.transformer.h.7.x.lora_A.weight": tensors[name].clone()},
+        weights,
+    )
+    refused(StateDictError, "'transformer.h.7.x', which GPT2LMHeadModel does not have")
+    save_file({"lora_A": tensors[name]}, weights)
+    refused(StateDictError, "does not begin with base_model.model.")
+
+
+def test_what_cannot_be_saved_says_why(tmp_path: Path) -> None:
+    model = tiny_model()
+    with pytest.raises(ArgumentError, match="no adapters to save"):
+        save_lora(model, tmp_path)
+    model = adapted()
+    merge_lora(model)
+    with pytest.raises(ArgumentError, match="unmerge_lora them first"):
+        save_lora(model, tmp_path)
+    assert not list(tmp_path.iterdir())
