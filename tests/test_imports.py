@@ -31,6 +31,7 @@ FLOORS = {
     "gpt2.modeling.activations": 3,
     "gpt2.modeling.masks": 3,
     "gpt2.modeling.cache": 3,
+    "gpt2.modeling.static_cache": 3,
     "gpt2.modeling.backends": 3,
     "gpt2.modeling.losses": 3,
     "gpt2.modeling.outputs": 3,

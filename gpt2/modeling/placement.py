@@ -102,7 +102,7 @@ def place_tokens(
         numbers = documents
         document_count = checks.ask(lambda: (numbers[:, -1] + 1).sum())
     if position_ids is not None:
-        position_ids = _own_positions(position_ids, batch_size, query_length)
+        position_ids = own_positions(position_ids, batch_size, query_length)
         checks.positions_in_range("position_ids", position_ids, n_positions)
     checks.run()
 
@@ -117,7 +117,9 @@ def place_tokens(
         position_ids = counted
 
     if free_form:
-        visibility = _free_form(attention_mask, batch_size, query_length, key_length, dtype)
+        visibility = free_form_visibility(
+            attention_mask, batch_size, query_length, key_length, dtype
+        )
     elif key_mask is None or (documents is None and checks.answer(right_padded)):
         # Padding behind the last real token is after every query that matters: causal is enough.
         visibility = Visibility()
@@ -169,7 +171,7 @@ def _too_long(what: str, found: int, n_positions: int) -> SequenceLengthError:
     )
 
 
-def _own_positions(position_ids: Tensor, batch_size: int, query_length: int) -> Tensor:
+def own_positions(position_ids: Tensor, batch_size: int, query_length: int) -> Tensor:
     require_ids("position_ids", position_ids)
     rows = position_ids.reshape(-1, position_ids.shape[-1]) if position_ids.dim() else position_ids
     if rows.shape not in ((batch_size, query_length), (1, query_length)):
@@ -180,7 +182,7 @@ def _own_positions(position_ids: Tensor, batch_size: int, query_length: int) -> 
     return rows
 
 
-def _free_form(
+def free_form_visibility(
     mask: Tensor | None, batch_size: int, query_length: int, key_length: int, dtype: torch.dtype
 ) -> Visibility:
     """A caller's own (B|1, 1|H, T, S) mask: taken as it is, causality included."""

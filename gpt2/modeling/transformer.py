@@ -6,7 +6,7 @@ Shape legend of the whole library: B batch, T query length, S key length
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,8 @@ from gpt2.modeling.mlp import GPT2MLP
 from gpt2.modeling.outputs import BaseModelOutputWithPastAndCrossAttentions
 from gpt2.modeling.placement import Placement, encoder_visibility, place_tokens
 from gpt2.modeling.pretrained import GPT2PreTrainedModel, refuse_unknown
+from gpt2.modeling.static_cache import StaticCache
+from gpt2.modeling.static_placement import place_in_static
 
 PastKeyValues = KVCache | Iterable[Sequence[Tensor]]
 
@@ -173,6 +175,11 @@ class GPT2Model(GPT2PreTrainedModel):
                 "use_cache=True cannot be had with document_ids: a cache continues one document "
                 "per row; leave out use_cache"
             )
+        if isinstance(past, StaticCache) and not keep_cache:
+            raise ArgumentError(
+                "past_key_values is a StaticCache, which a forward pass writes to; it needs "
+                "use_cache=True, by argument or config, and cannot be had in training otherwise"
+            )
         recompute = self.checkpointing if self.training else None
         if recompute is not None and (keep_cache or past is not None):
             raise ArgumentError(
@@ -241,10 +248,13 @@ class GPT2Model(GPT2PreTrainedModel):
         if document_ids is not None:
             require_ids("document_ids", document_ids, shape)
             document_ids = document_ids.flatten(0, -2)
-        return place_tokens(
+        place: Callable[..., Placement] = place_tokens
+        if isinstance(past, StaticCache):
+            place = place_in_static
+        return place(
+            past=past,
             batch_size=shape[:-1].numel(),
             query_length=shape[-1],
-            past=past,
             attention_mask=attention_mask,
             position_ids=position_ids,
             document_ids=document_ids,
@@ -299,7 +309,8 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"{found} was given, but the model has no cross-attention; "
                 "build it with add_cross_attention=True"
             )
-        if states is None and held is not None:
+        if states is None:
+            assert held is not None
             mask = held.mask if mask is None else mask
             return encoder_visibility(
                 mask, batch_size, held.length, shape[-1], checks, as_segments=as_segments

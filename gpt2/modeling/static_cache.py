@@ -1,0 +1,170 @@
+"""A cache of fixed size, for decode steps that are compiled once and never again.
+
+The growing cache gets longer with every token, which a compiled graph would
+have to be compiled for. This one keeps its shape: all columns are there from
+the start, the position of the next one is a tensor, and attention sees all of
+them with the unwritten ones masked. It is one line of decoding, changed in
+place: a forward pass writes behind ``position``, moves it, and gives the same
+object back.
+
+Shapes: see the legend in gpt2/modeling/transformer.py; C columns in all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gpt2.config import GPT2Config
+from gpt2.errors import ArgumentError
+from gpt2.fieldchecks import check_whole
+from gpt2.modeling.cache import Buffer, EncoderColumns, KeyValue, KVCache
+
+
+class StaticCache(KVCache):
+    """Room for ``max_cache_len`` columns of ``max_batch_size`` rows, allocated at once.
+
+    Give it as ``past_key_values`` and keep giving it. The ``attention_mask`` of
+    a call is (B, T), of its new tokens alone, since what is held is remembered;
+    a 4-D one is (…, T, C) and has to hide the unwritten columns itself.
+    ``position`` () int64 is the number of columns written. ``length`` and
+    reading the columns ask the device for it. Not for training: gradients
+    cannot flow through what is written over.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        max_batch_size: int,
+        max_cache_len: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_whole(ArgumentError, "max_batch_size", max_batch_size, 1)
+        check_whole(ArgumentError, "max_cache_len", max_cache_len, 1)
+        self.capacity = max_cache_len
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self.mask: Tensor | None = None  # (B, C), True where unwritten; None where all are real
+        self.encoder: EncoderColumns | None = None
+        self._columns_written: Tensor | None = None  # (T,), of the pass that is running
+        self._buffers: list[Buffer | None] = []
+        for layer in range(config.n_layer):
+            heads = config.n_head - len(config.pruned_heads.get(layer, ()))
+            shape = (max_batch_size, heads, max_cache_len, config.head_dim)
+            # Zeros: a hidden column has weight 0, and 0 · NaN would be NaN.
+            keys = torch.zeros(shape, device=device, dtype=dtype)
+            self._buffers.append(Buffer(keys, torch.zeros_like(keys), 0))
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        """Number of columns written; waits for the device."""
+        return int(self.position)
+
+    def get_max_cache_shape(self) -> int:
+        """The most columns it can hold."""
+        return self.capacity
+
+    def reset(self) -> Self:
+        """Forget everything, keep the room; returns this cache."""
+        self.encoder = None
+        return self.crop(0)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def next_columns(self, columns: int) -> Tensor:
+        """Where the next ``columns`` tokens go, (T,)."""
+        return self.position + torch.arange(columns, device=self.position.device)
+
+    def extended(self, columns: int, mask: Tensor | None) -> Self:
+        """This cache, about to take ``columns`` more by one ``update`` per layer.
+
+        ``mask`` is (B, C) bool over all columns, True at those to come, or None.
+        """
+        self._columns_written = self.next_columns(columns)
+        self.mask = mask
+        return self
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue:
+        """Write (B, H, T, Dh) behind ``position``; returns all columns, (B, H, C, Dh) each."""
+        buffer = self._buffers[layer]
+        assert buffer is not None
+        assert self._columns_written is not None
+        if torch.is_grad_enabled() and keys.requires_grad:
+            raise ArgumentError(
+                "past_key_values is a StaticCache, through which no gradient can flow; call the "
+                "model under torch.no_grad(), or use the growing cache (past_key_values=None)"
+            )
+        buffer.require_alike(layer, keys)
+        buffer.keys.index_copy_(2, self._columns_written, keys)
+        buffer.values.index_copy_(2, self._columns_written, values)
+        if layer == len(self) - 1:  # not before, so that a pass that fails has not happened
+            self.position += keys.shape[2]
+        return buffer.keys, buffer.values
+
+    # -- reshaping ------------------------------------------------------------------------------
+
+    def select(self, rows: Tensor) -> Self:
+        """The cache of the given rows (int64 or bool, as an index), in their order; a copy."""
+        chosen = copy.copy(self)
+        chosen.position = self.position.clone()
+        chosen.mask = None if self.mask is None else self.mask[rows]
+        chosen.encoder = None if self.encoder is None else self.encoder.select(rows)
+        chosen._buffers = [Buffer(b.keys[rows], b.values[rows], 0) for b in self._buffers if b]
+        return chosen
+
+    def reorder_cache(self, beam_idx: Tensor) -> Self:
+        """Change this cache to the rows ``beam_idx`` (N,), in their order, and return it.
+
+        As many rows as before stay in the same memory, which a graph may have
+        been recorded with.
+        """
+        chosen = self.select(beam_idx)
+        if chosen.batch_size == self.batch_size:
+            for mine, theirs in zip(self._buffers, chosen._buffers, strict=True):
+                if mine and theirs:
+                    mine.keys.copy_(theirs.keys)
+                    mine.values.copy_(theirs.values)
+            chosen._buffers, chosen.position = self._buffers, self.position
+        vars(self).update(vars(chosen))
+        return self
+
+    def crop(self, max_length: int) -> Self:
+        """Change this cache to its first ``max_length`` columns, and return it.
+
+        A negative number takes that many off the end.
+        """
+        length = self._cropped_length(max_length)
+        self.position.fill_(length)
+        if self.mask is not None:
+            self.mask = self.mask.clone()
+            self.mask[:, length:] = True
+        return self
+
+
+def _flatten(cache: StaticCache) -> tuple[list[Any], Any]:
+    pairs = [(b.keys, b.values) for b in cache._buffers if b]
+    encoder = [] if cache.encoder is None else [cache.encoder.layers, cache.encoder.mask]
+    return [pairs, cache.position, cache.mask, *encoder], cache.capacity
+
+
+def _unflatten(children: Iterable[Any], capacity: Any) -> StaticCache:
+    pairs, position, mask, *encoder = children
+    cache = StaticCache.__new__(StaticCache)
+    cache.capacity, cache.position, cache.mask = capacity, position, mask
+    cache.encoder = EncoderColumns(*encoder) if encoder else None
+    cache._columns_written = None
+    cache._buffers = [Buffer(keys, values, 0) for keys, values in pairs]
+    return cache
+
+
+pytree.register_pytree_node(
+    StaticCache,
+    _flatten,
+    _unflatten,
+    serialized_type_name="gpt2.modeling.static_cache.StaticCache",
+)
