@@ -6,8 +6,13 @@ it. Shapes: B rows, W columns of the prompt, n new columns so far, V vocabulary.
 - ``prefill()`` -> scores (B, V) behind the prompt
 - ``decode_one(tokens (B,), so_far (B, n))`` -> scores (B, V)
 - ``decode_many(tokens (B, k), so_far (B, n))`` -> scores (B, k, V)
+- ``decode_block(tokens (B, k), counts)`` -> the same, where row i has ``counts[i]`` tokens
+- ``decode_each(tokens (B, k))`` -> scores (B, k, V) behind each as if it alone came next;
+  ``keep_one(picked (B,), k)`` must follow, and makes one of them the next token
 - ``keep_rows(rows)``: go on with these rows, in this order; a row may come twice
+- ``make_room(columns)``: before prefill, room for more columns than the new tokens take
 - ``crop(columns)``: forget what was fed behind that many columns
+- ``keep_first(counts, k)``: of the last k columns, each row keeps its first ones
 - ``hide(real (B, k))``: of the last k columns, only these are tokens; the others become padding
   (so rows may accept different numbers of drafted tokens)
 
@@ -17,7 +22,7 @@ tokens that are fed; it is read as a whole only without a cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -96,18 +101,49 @@ class Decoder:
         assert self.ids is not None
         return self._forward(torch.cat([self.ids, so_far], 1), None, tokens.shape[1])
 
+    def decode_block(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
+        """Scores (B, k, V) behind each of ``tokens`` (B, k), of which row i has ``counts[i]``.
+
+        What stands behind those is padding. Needs the cache.
+        """
+        k = tokens.shape[1]
+        self.columns += k
+        self._hide_behind(counts, k)
+        return self._forward(tokens, None, k)
+
+    def decode_each(self, tokens: Tensor) -> Tensor:
+        """Scores (B, k, V) behind each of ``tokens`` (B, k), as if it alone came next.
+
+        They stand side by side at one position and do not see each other, so
+        that no copy of the cache is needed. Needs the cache.
+        """
+        rows, k = tokens.shape
+        held = tokens.new_ones(rows, self.columns, dtype=torch.bool)
+        if self.mask is not None:
+            held = self.mask[:, : self.columns]
+        own = torch.eye(k, dtype=torch.bool, device=tokens.device).expand(rows, k, k)
+        seen = torch.cat([held[:, None].expand(rows, k, -1), own], dim=-1)  # (B, k, S + k)
+        self.columns += k
+        positions = held.sum(-1, keepdim=True).expand(-1, k)
+        return self._forward(tokens, None, k, visibility=seen[:, None], positions=positions)
+
     def _forward(
         self,
         ids: Tensor | None,
         embeds: Tensor | None,
         keep: int | Tensor,
         check_inputs: bool = False,
+        visibility: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         mask = self._mask_of(self.columns)
+        if visibility is None and mask is not None:
+            visibility = mask[:, : self.columns]
         output = self.model(
             ids,
             inputs_embeds=embeds,
-            attention_mask=None if mask is None else mask[:, : self.columns],
+            attention_mask=visibility,
+            position_ids=positions,
             past_key_values=self.past,
             use_cache=self.use_cache,
             output_attentions=self.output_attentions,
@@ -141,6 +177,39 @@ class Decoder:
         if self.hidden_states is not None:
             self.hidden_states = tuple(x[rows] for x in self.hidden_states)
 
+    def make_room(self, columns: int) -> None:
+        """Before prefill: room for that many columns more than asked for, beside new tokens."""
+        self.capacity += columns
+        if self.past is not None:
+            self.past.capacity += columns
+
+    def keep_one(self, picked: Tensor, k: int) -> None:
+        """Of the last k columns each row keeps its column number ``picked`` (B,) only."""
+        assert self.past is not None
+        start, rows = self.columns - k, torch.arange(self.rows, device=picked.device)
+        self.past.move_columns(start + picked, start)
+        self.crop(start + 1)
+        if self.hidden_states is not None:
+            self.hidden_states = tuple(x[rows, picked][:, None] for x in self.hidden_states)
+        if self.attentions is not None:  # (B, H, k, S + k): what was seen, and the own column
+            own = [x[rows, :, picked] for x in self.attentions]  # (B, H, S + k)
+            self.attentions = tuple(
+                torch.cat([x[..., :start], x[rows, :, start + picked, None]], dim=-1)[:, :, None]
+                for x in own
+            )
+
+    def keep_first(self, counts: Sequence[int], k: int) -> None:
+        """Of the last k columns row i keeps the first ``counts[i]``; the others are padding."""
+        most = max(counts)
+        self.crop(self.columns - k + most)
+        self._hide_behind(counts, most)
+
+    def _hide_behind(self, counts: Sequence[int], k: int) -> None:
+        """Of the last k columns only the first ``counts[i]`` of row i are tokens."""
+        if min(counts) < k:
+            ends = torch.tensor(counts, device=self.prompt.device)[:, None]
+            self.hide(torch.arange(k, device=ends.device) < ends)
+
     def crop(self, columns: int) -> None:
         """Forget what was fed behind the first ``columns`` columns, the prompt's included."""
         if self.past is not None:
@@ -168,3 +237,82 @@ class Decoder:
             behind[:, : self.mask.shape[1]] = self.mask
             self.mask = behind
         return self.mask
+
+
+class GuidedDecoder(Decoder):
+    """Classifier-free guidance (arXiv:2306.17806): away from what ``negative`` would say.
+
+    scores = u + scale · (c − u), for the log-probabilities c behind the prompt
+    and u behind the negative prompt, both with the same new tokens.
+    """
+
+    def __init__(self, decoder: Decoder, negative: Decoder, scale: float) -> None:
+        vars(self).update(vars(decoder))
+        self.negative, self.scale = negative, scale
+
+    def prefill(self) -> Tensor:
+        return self._guided(super().prefill(), self.negative.prefill())
+
+    def decode_many(self, tokens: Tensor, so_far: Tensor) -> Tensor:
+        other = self.negative.decode_many(tokens, so_far)
+        return self._guided(super().decode_many(tokens, so_far), other)
+
+    def _guided(self, logits: Tensor, negative: Tensor) -> Tensor:
+        wanted, unwanted = logits.log_softmax(-1), negative.log_softmax(-1)
+        return self.scale * (wanted - unwanted) + unwanted
+
+    def keep_rows(self, rows: Tensor) -> None:
+        super().keep_rows(rows)
+        self.negative.keep_rows(rows)
+
+    def crop(self, columns: int) -> None:
+        self.negative.crop(self.negative.columns - (self.columns - columns))
+        super().crop(columns)
+
+    def hide(self, real: Tensor) -> None:
+        super().hide(real)
+        self.negative.hide(real)
+
+
+class SlidingDecoder(Decoder):
+    """Goes on past n_positions: a row that is full goes on from its last n_positions // 2 tokens.
+
+    Then these are fed again, in one prefill for the whole batch; so the cost
+    per token stays flat, at most about twice that of a model with room.
+    Needs token ids, and a cache.
+    """
+
+    def __init__(self, model: CausalLM, prompt: Prompt, capacity: int) -> None:
+        super().__init__(model, prompt, capacity)
+        self._tokens = prompt.tokens()  # (B, W)
+        self._seen = list(prompt.lengths)  # tokens that the model sees of each row
+        self._check_inputs = True
+
+    def prefill(self) -> Tensor:
+        return self._refill(self._tokens)
+
+    def decode_one(self, tokens: Tensor, so_far: Tensor) -> Tensor:
+        self._seen = [seen + 1 for seen in self._seen]
+        if max(self._seen) <= self.model.config.n_positions:
+            return super().decode_one(tokens, so_far)
+        return self._refill(torch.cat([self._tokens, so_far], dim=1))
+
+    def _refill(self, ids: Tensor) -> Tensor:
+        """Scores (B, V) behind ``ids`` (B, N), real tokens at the right end, from a new cache."""
+        full = self.model.config.n_positions
+        self._seen = [seen if seen <= full else max(1, full // 2) for seen in self._seen]
+        self.columns = width = max(self._seen)
+        ids = ids[:, -width:]
+        columns = torch.arange(width, device=ids.device)
+        starts = torch.tensor([width - seen for seen in self._seen], device=ids.device)
+        self.mask = None if min(self._seen) == width else columns >= starts[:, None]
+        self.past = KVCache(self.model.config.n_layer, capacity=min(full, width + self.capacity))
+        filled = ids if self.mask is None else ids.masked_fill(~self.mask, 0)
+        scores = self._forward(filled, None, 1, check_inputs=self._check_inputs)[:, -1]
+        self._check_inputs = False
+        return scores
+
+    def expand(self, times: int) -> None:
+        super().expand(times)
+        self._seen = [seen for seen in self._seen for _ in range(times)]
+        self._tokens = self._tokens.repeat_interleave(times, dim=0)

@@ -311,6 +311,14 @@ class KVCache:
         rows = torch.arange(self.batch_size).repeat_interleave(repeats)
         return self.reorder_cache(rows)
 
+    def move_columns(self, sources: Tensor, target: int) -> None:
+        """In each row, write column ``sources`` (B,) over column ``target``, in place."""
+        rows = torch.arange(len(sources), device=sources.device)
+        for buffer in self._buffers:
+            if buffer is not None:
+                buffer.keys[:, :, target] = buffer.keys[rows, :, sources]
+                buffer.values[:, :, target] = buffer.values[rows, :, sources]
+
     def crop(self, max_length: int) -> Self:
         """Change this cache to its first ``max_length`` columns, and return it.
 
