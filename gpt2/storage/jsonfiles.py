@@ -155,7 +155,10 @@ def _finite_float(digits: str) -> float:
 
 def _containers_in(value: Any) -> list[Any]:
     members = value.values() if isinstance(value, dict) else value
-    return [member for member in members if isinstance(member, dict | list)]
+    # One pass in C finds that a vocabulary of 50 000 numbers has none.
+    if set(map(type, members)).isdisjoint((dict, list)):
+        return []
+    return [member for member in members if isinstance(member, (dict, list))]
 
 
 def _too_deep(where: str) -> FileFormatError:

@@ -8,7 +8,6 @@ the tokenizers library find what they look for.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -114,7 +113,7 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> Tables:
         FileAccessError: one cannot be read.
         FileFormatError: vocab.json is no JSON object, or merges.txt is not UTF-8.
     """
-    vocab = _read_vocab(vocab_file)
+    vocab = read_json_object(vocab_file, max_bytes=MAX_BYTES)
     try:
         text = merges_file.read_bytes().decode("utf-8")
     except OSError as error:
@@ -135,22 +134,6 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> Tables:
         first_merge=1 + header,
         from_files=True,
     )
-
-
-def _read_vocab(path: Path) -> dict[str, int]:
-    """As `read_json_object`, in half of the time where all is well."""
-    try:
-        data = path.read_bytes()
-        vocab = json.loads(data.decode("utf-8")) if len(data) <= MAX_BYTES else None
-    except (OSError, ValueError, RecursionError):
-        vocab = None
-    if isinstance(vocab, dict) and set(map(type, vocab.values())) <= {int}:
-        # Where no value is a string, a key that is given twice shows in the number of quotes:
-        # those that are not escaped, where the backslash before a quote is not escaped itself.
-        unescaped = data.replace(rb"\\", b"")
-        if unescaped.count(b'"') - unescaped.count(rb"\"") == 2 * len(vocab):
-            return vocab
-    return read_json_object(path, max_bytes=MAX_BYTES)  # says what is wrong
 
 
 @collector_paused()

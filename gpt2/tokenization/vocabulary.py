@@ -8,7 +8,6 @@ from array import array
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,9 @@ from gpt2.tokenization.bpe import BytePairEncoder
 from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
+
+_Pair = tuple[int, int]
 
 
 @contextmanager
@@ -85,7 +86,7 @@ class Vocabulary:
         self.merges = tables.merges
         self.added = dict(tables.added)
         self.tokens = _tokens_by_id(tables)
-        ranks, merged = _merge_rules(tables)
+        ranks, merged = _merge_rules(tables, self.tokens)
         self.byte_ids = _byte_ids(tables.vocab)
         self.encoder = BytePairEncoder(self.byte_ids, ranks, merged)
         self._index_added()
@@ -170,15 +171,14 @@ def _byte_ids(vocab: dict[str, int]) -> list[int]:
 
 
 def _tokens_by_id(tables: Tables) -> list[str]:
-    vocab = tables.vocab
-    if (
-        vocab
-        and _are_in_order(vocab, range(len(vocab)))
-        and tables.added.keys() <= set(vocab.values())
+    tokens, ids = list(tables.vocab), list(tables.vocab.values())
+    if (  # as files mostly have it: in order
+        tokens
+        and set(map(type, ids)) == {int}
+        and ids == list(range(len(ids)))
+        and all(tokens[id_ : id_ + 1] == [token.content] for id_, token in tables.added.items())
     ):
-        tokens = list(vocab)
-        if all(tokens[id_] == token.content for id_, token in tables.added.items()):
-            return tokens
+        return tokens
     by_id = {id_: token.content for id_, token in tables.added.items()}
     for token, id_ in tables.vocab.items():
         if type(id_) is not int or id_ < 0:
@@ -211,13 +211,7 @@ def _tokens_by_id(tables: Tables) -> list[str]:
     return [by_id[id_] for id_ in range(len(by_id))]
 
 
-def _are_in_order(vocab: dict[str, int], ids: range) -> bool:
-    """Whether the entries of these places have the ids of these numbers, as files mostly do."""
-    found = list(islice(vocab.values(), ids.start, ids.stop))
-    return found == list(ids) and set(map(type, found)) <= {int}
-
-
-def _merge_rules(tables: Tables) -> tuple[dict[tuple[int, int], int], Sequence[int]]:
+def _merge_rules(tables: Tables, tokens: list[str]) -> tuple[dict[_Pair, int], list[int]]:
     """(left id, right id) -> rank, and rank -> id of what they make.
 
     Half of the time of loading a vocabulary would go here, were it not for doing everything to
@@ -225,14 +219,21 @@ def _merge_rules(tables: Tables) -> tuple[dict[tuple[int, int], int], Sequence[i
     """
     count = len(tables.merges)
     if not count:
-        return {}, ()
+        return {}, []
     try:
         text = "\n".join(tables.merges)
-        if set(map(str.count, tables.merges, repeat(" "))) != {1} or text.count("\n") >= count:
+        separators = text.encode("utf-8", "surrogatepass").translate(None, _NO_SEPARATORS)
+        if separators != (b" \n" * count)[:-1]:  # one space in every line
             raise _bad_merge(tables)
-        parts = itemgetter(*text.replace("\n", " ").split(" "))(tables.vocab)
+        id_of = tables.vocab.__getitem__
+        parts = list(map(id_of, text.replace("\n", " ").split(" ")))
         ranks = dict(zip(zip(parts[::2], parts[1::2], strict=True), range(count), strict=True))
-        merged = _ids_of_lines(text.replace(" ", ""), count, tables.vocab)
+        made = text.replace(" ", "")
+        first = id_of(made.partition("\n")[0])
+        merged = list(range(first, first + count))
+        # In most vocabularies what the merges make has ids in their order: a comparison tells.
+        if "\n".join(tokens[first : first + count]) != made:
+            merged = list(map(id_of, made.split("\n")))
     except (KeyError, TypeError):
         raise _bad_merge(tables) from None  # which one it is, is found there
     if len(ranks) != count:
@@ -240,14 +241,7 @@ def _merge_rules(tables: Tables) -> tuple[dict[tuple[int, int], int], Sequence[i
     return ranks, merged
 
 
-def _ids_of_lines(text: str, count: int, vocab: dict[str, int]) -> Sequence[int]:
-    """The ids of the tokens that are the lines of the text."""
-    first = vocab[text.partition("\n")[0]]
-    ids = range(first, first + count)
-    # Most vocabularies were written in the order in which their merges were learnt.
-    if _are_in_order(vocab, ids) and "\n".join(islice(vocab, first, first + count)) == text:
-        return list(ids)
-    return [vocab[token] for token in text.split("\n")]
+_NO_SEPARATORS = bytes(set(range(256)) - set(b" \n"))
 
 
 def _bad_merge(tables: Tables) -> ArgumentError | FileFormatError:
