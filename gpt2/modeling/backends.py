@@ -91,7 +91,9 @@ def attend_sdpa(
     only where T = S; cached chunks get a mask that is aligned to the end.
     """
     query_length, key_length = q.shape[-2], k.shape[-2]
-    is_causal = causal and mask is None and query_length == key_length and query_length > 1
+    is_causal = False
+    if causal and mask is None and query_length == key_length and query_length > 1:
+        is_causal = True  # a branch: in a graph compiled for any length the condition is no bool
     if causal and not is_causal and query_length > 1:
         seen = causal_visibility(query_length, key_length, q.device)  # (T, S)
         if mask is None:

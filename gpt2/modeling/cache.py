@@ -35,8 +35,7 @@ class Buffer:
 
     def has_room(self, start: int, columns: int) -> bool:
         """Whether ``columns`` more may be written in place from column ``start`` on."""
-        writable = not self.keys.is_inference() or torch.is_inference_mode_enabled()
-        return writable and self.filled == start and start + columns <= self.keys.shape[2]
+        return not is_frozen(self.keys) and self.filled == start and start + columns <= self.keys.shape[2]
 
     def require_alike(self, layer: int, keys: Tensor) -> None:
         """Refuse new keys of another batch, number of heads, head size, dtype or device."""
@@ -78,23 +77,24 @@ class EncoderColumns:
     @classmethod
     def of(cls, states: Tensor, n_layer: int) -> EncoderColumns:
         """Nothing computed yet, for these states."""
-        version = 0 if states.is_inference() else states._version
+        version = 0 if _uncounted(states) else states._version
         return cls([None] * n_layer, source=states, version=version)
 
     def come_from(self, states: Tensor) -> bool:
         """Whether computing the keys and values of ``states`` again would give these.
 
         True only where that is sure: the very same tensor, unchanged since. Under
-        grad never, since the gradient must reach what they are computed with.
+        grad never, since the gradient must reach what they are computed with; nor
+        in inference mode or a compiled graph, which do not say what has changed.
         """
-        if self.source is not states or torch.is_grad_enabled() or states.is_inference():
+        if self.source is not states or torch.is_grad_enabled() or _uncounted(states):
             return False
         return states._version == self.version
 
     def at(self, layer: int) -> KeyValue | None:
         """Keys and values of a layer, (B, H, Se, Dh) each; None while it has none."""
         pair = self.layers[layer]
-        if pair is not None and pair[0].is_inference() and not torch.is_inference_mode_enabled():
+        if pair is not None and is_frozen(pair[0]):
             pair = self.layers[layer] = (pair[0].clone(), pair[1].clone())  # autograd may save it
         return pair
 
@@ -341,6 +341,18 @@ class KVCache:
                 f"crop: max_length must be from -{self.length} to {self.length}, not {max_length}"
             )
         return length
+
+
+def is_frozen(tensor: Tensor) -> bool:
+    """Whether autograd refuses to write to ``tensor`` or to save it, for it is inference mode's."""
+    if torch.compiler.is_compiling():  # cannot ask; a graph is not compiled for both modes
+        return False
+    return tensor.is_inference() and not torch.is_inference_mode_enabled()
+
+
+def _uncounted(tensor: Tensor) -> bool:
+    """Whether a write to ``tensor`` would go unnoticed: in inference mode, and in a graph."""
+    return torch.compiler.is_compiling() or tensor.is_inference()
 
 
 def as_cache(past: KVCache | Iterable[Sequence[Tensor]], n_layer: int) -> KVCache:
