@@ -293,8 +293,21 @@ def _contradictions(c: GenerationConfig) -> Sequence[tuple[bool, str]]:
             f"long_context={c.long_context!r} does not go with prompt_lookup_num_tokens",
         ),
         (
-            c.exponential_decay_length_penalty is not None and c.eos_token_id is None,
-            "exponential_decay_length_penalty favours EOS, but eos_token_id is None",
+            c.exponential_decay_length_penalty is not None and not c.eos_token_ids,
+            f"exponential_decay_length_penalty favours EOS, but eos_token_id is {c.eos_token_id}",
+        ),
+        (
+            c.long_context is not None and not c.use_cache,
+            f"long_context={c.long_context!r} needs use_cache=True",
+        ),
+        (
+            c.long_context is not None and c.guidance_scale not in (None, 1),
+            f"long_context={c.long_context!r} does not go with guidance_scale={c.guidance_scale}",
+        ),
+        (
+            c.long_context is not None and (c.output_attentions or c.output_hidden_states),
+            f"long_context={c.long_context!r} does not go with output_attentions or "
+            "output_hidden_states: what a step sees begins elsewhere each time",
         ),
     )
 

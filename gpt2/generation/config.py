@@ -185,6 +185,21 @@ class GenerationConfig:
         eos = self.eos_token_id
         return list(eos) if isinstance(eos, list) else [] if eos is None else [eos]
 
+    def token_ids(self) -> dict[str, list[int]]:
+        """The token ids that the settings name, by setting."""
+
+        def flat(value: Any) -> list[int]:
+            if isinstance(value, list | tuple):
+                return [token for part in value for token in flat(part)]
+            return [] if value is None else [value]
+
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id",
+                 "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
+                 "bad_words_ids", "force_words_ids")  # fmt: skip
+        found = {name: flat(getattr(self, name)) for name in names}
+        bias = bias_pairs(self.sequence_bias or [])
+        return {**found, "sequence_bias": [token for ids, _ in bias for token in ids]}
+
     def new_tokens(self, length: int, n_positions: int) -> int:
         """How many tokens to generate behind a row of ``length`` real tokens, at most."""
         if self.max_length is not None:

@@ -41,7 +41,7 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
     of the caller's would tell: then they stay, and are fed hidden fillers.
     """
     config, decoder, streamer = run.config, run.decoder, run.streamer
-    times = config.num_return_sequences
+    times, rows_may_leave = config.num_return_sequences, run.rows_may_leave
     logits = decoder.prefill().repeat_interleave(times, dim=0)
     decoder.expand(times)
 
@@ -50,6 +50,7 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
     new = torch.full((size, run.new_tokens), run.filler, dtype=torch.int64, device=device)
     rows = torch.arange(size, device=device)  # rows of `new` that are in the batch, and on the host
     present, generators = list(range(size)), run.generators
+    strings, texts = run.stopping.strings, [list[int]() for _ in present]
     going = torch.ones(size, dtype=torch.bool, device=device)  # of those, the ones not ended
     if streamer is not None:
         streamer.put(run.given_ids(new[:, :0], prompt_rows).cpu())
@@ -64,7 +65,7 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
             tokens = scores.argmax(-1)  # (R,)
         tokens = tokens.where(going, run.filler)
         new[rows, step] = tokens
-        ended = run.ended(new[rows, : step + 1], prompt_rows[rows])
+        ended = run.ended_on_device(new[rows, : step + 1], prompt_rows[rows])
         broken = run.broken(logits, scores) & going
         facts = torch.stack([tokens, ~going | ended, broken])
         on_host, over, wrong = facts.tolist()  # the step's one synchronisation
@@ -74,24 +75,29 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
             column = torch.full((size,), run.filler)
             column[present] = torch.tensor(on_host)
             streamer.put(column)
+        for i, token in enumerate(on_host if strings is not None else ()):
+            texts[i].append(token)
+            over[i] = over[i] or strings.ended(present[i] // times, texts[i])
         if all(over) or run.stopping.out_of_time():
             break
         if any(over):
             still = torch.tensor([not o for o in over], device=device)
-            if run.rows_may_leave:
+            if rows_may_leave:
                 kept = [i for i, o in enumerate(over) if not o]
                 index = torch.tensor(kept, device=device)
                 decoder.keep_rows(index)
                 rows, tokens, going = rows[index], tokens[index], going[index]
-                present = [present[i] for i in kept]
+                present, texts = [present[i] for i in kept], [texts[i] for i in kept]
                 generators = None if generators is None else [generators[i] for i in kept]
             else:
                 going = still
         logits = decoder.decode_one(tokens, new[rows, : step + 1])
-        if not run.rows_may_leave and any(over):
+        if any(over) and not rows_may_leave:
             decoder.hide(going[:, None])
     if streamer is not None:
         streamer.end()
     return GenerateDecoderOnlyOutput(
-        sequences=new[:, : step + 1], past_key_values=decoder.past, **run.recorder.fields()
+        sequences=new[:, : step + 1],
+        past_key_values=None if config.long_context else decoder.past,
+        **run.recorder.fields(),
     )

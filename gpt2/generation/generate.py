@@ -5,23 +5,24 @@ Shapes: B rows of the prompt, W its columns, R = B × num_return_sequences rows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt2.errors import ArgumentError, ArgumentTypeError, SequenceLengthError
+from gpt2.errors import ArgumentError, ArgumentTypeError, SequenceLengthError, TokenIdError
 from gpt2.generation.beam import beam_search, group_beam_search
 from gpt2.generation.config import GenerationConfig
 from gpt2.generation.constrained import constrained_beam_search
-from gpt2.generation.decoder import Decoder
+from gpt2.generation.decoder import Decoder, GuidedDecoder, SlidingDecoder
 from gpt2.generation.decoding import decode
 from gpt2.generation.outputs import GenerateOutput, Recorder
 from gpt2.generation.processors import processors_for
 from gpt2.generation.prompt import CausalLM, Prompt, prepare_prompt
 from gpt2.generation.run import Run, Streamer
-from gpt2.generation.stopping import Stopping
+from gpt2.generation.stopping import Stopping, StoppingCriterion, StopStrings
+from gpt2.modeling.cache import KVCache, as_cache
 
 #: GenerationConfig.mode, or "assisted" -> the method; see gpt2/generation/run.py
 METHODS: dict[str, Callable[[Run], GenerateOutput]] = {
@@ -36,51 +37,90 @@ METHODS: dict[str, Callable[[Run], GenerateOutput]] = {
 @torch.no_grad()
 def generate(
     model: CausalLM,
-    input_ids: Tensor | None = None,
+    inputs: Tensor | None = None,
     generation_config: GenerationConfig | None = None,
-    *,
-    attention_mask: Tensor | None = None,
-    inputs_embeds: Tensor | None = None,
+    logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None,
+    stopping_criteria: Sequence[StoppingCriterion] | None = None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+    synced_gpus: bool | None = None,
     assistant_model: CausalLM | None = None,
     streamer: Streamer | None = None,
+    negative_prompt_ids: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
+    *,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    past_key_values: KVCache | Iterable[Sequence[Tensor]] | None = None,
+    tokenizer: Any = None,
     seed: Sequence[int] | None = None,
     **settings: Any,
 ) -> Tensor | GenerateOutput:
     """Continue each row of the prompt; see GenerativeModel.generate."""
+    if inputs is not None and input_ids is not None:
+        raise ArgumentTypeError("inputs and input_ids are one argument; both were given")
+    if synced_gpus:
+        raise ArgumentError("synced_gpus=True cannot be honoured: rows end where they end")
     config = _settings(model, generation_config, settings)
-    assisted = assistant_model is not None or config.prompt_lookup_num_tokens is not None
-    if assisted and config.mode not in ("greedy", "sample"):
-        raise ArgumentError(
-            f"assistant_model goes with greedy decoding and sampling only, not with {config.mode!r}"
-        )
-    mode = "assisted" if assisted else config.mode
-    if mode not in METHODS:
-        raise ArgumentError(f"this version has no method {mode!r}")
-    prompt = prepare_prompt(model, config, input_ids, attention_mask, inputs_embeds)
-    limits = _limits(model, config, prompt)
-    decoder = Decoder(
+    mode = _mode(config, assistant_model, streamer)
+    past = None if past_key_values is None else as_cache(past_key_values, model.config.n_layer)
+    prompt = prepare_prompt(
         model,
-        prompt,
-        max(limits),
-        use_cache=config.use_cache,
-        output_attentions=config.output_attentions,
-        output_hidden_states=config.output_hidden_states,
+        config,
+        inputs if inputs is not None else input_ids,
+        attention_mask,
+        inputs_embeds,
+        past,
     )
-    run = Run(
-        config=config,
-        prompt=prompt,
-        decoder=decoder,
-        limits=limits,
-        processors=processors_for(config),
-        stopping=Stopping(
-            config.eos_token_ids, limits, device=prompt.device, max_time=config.max_time
-        ),
-        generators=_generators(seed, prompt, config),
-        streamer=streamer,
-        recorder=Recorder(config),
-        assistant=assistant_model,
+    limits = _limits(model, config, prompt)
+    _check_ids(config, model.config.vocab_size)
+    _check_needs(config, prompt, past, tokenizer)
+    processors = processors_for(
+        config,
+        width=prompt.width,
+        vocab_size=model.config.vocab_size,
+        n_positions=model.config.n_positions,
+        device=prompt.device,
+        logits_processor=_functions("logits_processor", logits_processor),
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
     )
-    output = METHODS[mode](run)
+    strings = None
+    if config.stop_strings is not None:
+        strings = StopStrings(config.stop_strings, tokenizer)
+        strings.prompts = prompt.last_tokens(strings.longest)
+    decoder = _decoder(model, config, prompt, max(limits), past)
+    if config.guidance_scale is not None and config.guidance_scale != 1.0:
+        negative = _negative_prompt(
+            model, config, prompt, negative_prompt_ids, negative_prompt_attention_mask, limits
+        )
+        other = Decoder(model, negative, max(limits), use_cache=config.use_cache)
+        decoder = GuidedDecoder(decoder, other, config.guidance_scale)
+    elif negative_prompt_ids is not None or negative_prompt_attention_mask is not None:
+        raise ArgumentError(
+            "negative_prompt_ids has no effect without guidance_scale other than 1; found "
+            f"guidance_scale={config.guidance_scale}"
+        )
+    output = METHODS[mode](
+        Run(
+            config=config,
+            prompt=prompt,
+            decoder=decoder,
+            limits=limits,
+            processors=processors,
+            stopping=Stopping(
+                config.eos_token_ids,
+                limits,
+                device=prompt.device,
+                max_time=config.max_time,
+                strings=strings,
+                criteria=_functions("stopping_criteria", stopping_criteria),
+            ),
+            generators=_generators(seed, prompt, config),
+            streamer=streamer,
+            recorder=Recorder(config),
+            assistant=assistant_model,
+        )
+    )
     if prompt.ids is not None and not config.return_only_new_tokens:
         ids = prompt.ids.repeat_interleave(config.num_return_sequences, dim=0)
         output.sequences = torch.cat([ids, output.sequences], dim=1)
@@ -102,17 +142,133 @@ def _settings(
     return generation_config.replaced(**{**missing, **settings})
 
 
+def _mode(config: GenerationConfig, assistant: CausalLM | None, streamer: Streamer | None) -> str:
+    """The key of METHODS; refused is what does not go with it."""
+    mode = config.mode
+    if assistant is not None or config.prompt_lookup_num_tokens is not None:
+        name = "prompt_lookup_num_tokens" if assistant is None else "assistant_model"
+        if mode not in ("greedy", "sample"):
+            raise ArgumentError(
+                f"{name} goes with greedy decoding and sampling only, not with {mode!r}"
+            )
+        if config.long_context is not None:
+            raise ArgumentError(f"{name} does not go with long_context={config.long_context!r}")
+        mode = "assisted"
+    if streamer is not None and config.num_beams > 1:
+        raise ArgumentError(
+            f"streamer does not go with num_beams={config.num_beams}: beams are known at the end"
+        )
+    if mode not in METHODS:
+        raise ArgumentError(f"this version has no method {mode!r}")
+    return mode
+
+
 def _limits(model: CausalLM, config: GenerationConfig, prompt: Prompt) -> list[int]:
     """How many new tokens each row may have; SequenceLengthError past n_positions."""
     n_positions = model.config.n_positions
     limits = [config.new_tokens(length, n_positions) for length in prompt.lengths]
-    longest, new = max(zip(prompt.lengths, limits, strict=True), key=lambda row: row[0] + row[1])
-    if longest + new > n_positions:
+    rows = zip(prompt.lengths, limits, strict=True)
+    longest, new = max(rows, key=sum)
+    if longest + new > n_positions and config.long_context is None:
         raise SequenceLengthError(
             f"a prompt of {longest} tokens and {new} new ones make {longest + new}, but the model "
-            f"has n_positions = {n_positions}"
+            f'has n_positions = {n_positions}; long_context="slide" goes on with a window'
         )
     return limits
+
+
+def _check_ids(config: GenerationConfig, vocab_size: int) -> None:
+    """Refuse token ids in the settings that the model does not have."""
+    for name, found in config.token_ids().items():
+        for token in found:
+            if token >= vocab_size:
+                raise TokenIdError(
+                    f"{name} has the id {token}; the model's ids are from 0 to {vocab_size - 1}"
+                )
+
+
+def _check_needs(
+    config: GenerationConfig, prompt: Prompt, past: KVCache | None, tokenizer: Any
+) -> None:
+    """Refuse settings that the call's other arguments do not go with."""
+    if prompt.ids is None:
+        for name, neutral in (
+            ("encoder_repetition_penalty", 1.0),
+            ("encoder_no_repeat_ngram_size", 0),
+            ("long_context", None),
+        ):
+            if getattr(config, name) != neutral:
+                raise ArgumentError(
+                    f"{name}={getattr(config, name)!r} needs input_ids; the prompt is inputs_embeds"
+                )
+    if past is not None and not config.use_cache:
+        raise ArgumentError("past_key_values were given with use_cache=False")
+    if config.long_context is not None and past is not None:
+        raise ArgumentError(
+            f"long_context={config.long_context!r} does not go with past_key_values: the window "
+            "is computed anew"
+        )
+    if config.stop_strings is not None and tokenizer is None:
+        raise ArgumentTypeError(
+            f"stop_strings={config.stop_strings!r} needs tokenizer=, to know the text of tokens"
+        )
+
+
+def _functions(name: str, given: Sequence[Callable[..., Any]] | None) -> list[Callable[..., Any]]:
+    """A documented list of functions."""
+    functions = list(given or [])
+    for function in functions:
+        if not callable(function):
+            raise ArgumentTypeError(
+                f"{name} must be a list of functions; it has a {type(function).__name__}"
+            )
+    return functions
+
+
+def _decoder(
+    model: CausalLM, config: GenerationConfig, prompt: Prompt, new: int, past: KVCache | None
+) -> Decoder:
+    if config.long_context is not None:
+        return SlidingDecoder(model, prompt, new)
+    return Decoder(
+        model,
+        prompt,
+        new,
+        use_cache=config.use_cache,
+        past=past,
+        output_attentions=config.output_attentions,
+        output_hidden_states=config.output_hidden_states,
+    )
+
+
+def _negative_prompt(
+    model: CausalLM,
+    config: GenerationConfig,
+    prompt: Prompt,
+    ids: Tensor | None,
+    mask: Tensor | None,
+    limits: list[int],
+) -> Prompt:
+    """What guidance leads away from: each row's last token where nothing else is said."""
+    if ids is None:
+        if mask is not None:
+            raise ArgumentError("negative_prompt_attention_mask needs negative_prompt_ids")
+        if prompt.ids is None:
+            raise ArgumentError("guidance_scale with inputs_embeds needs negative_prompt_ids")
+        ids = prompt.tokens()[:, -1:]
+    names = ("negative_prompt_ids", "negative_prompt_attention_mask")
+    negative = prepare_prompt(model, config, ids, mask, None, names=names)
+    if negative.rows != prompt.rows:
+        raise ArgumentError(
+            f"negative_prompt_ids has {negative.rows} rows, the prompt {prompt.rows}"
+        )
+    longest = max(n + new for n, new in zip(negative.lengths, limits, strict=True))
+    if longest > model.config.n_positions:
+        raise SequenceLengthError(
+            f"negative_prompt_ids and the new tokens make {longest} tokens, but the model has "
+            f"n_positions = {model.config.n_positions}"
+        )
+    return negative
 
 
 def _generators(

@@ -7,10 +7,13 @@ the first), S columns seen then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gpt2.errors import ArgumentError
 from gpt2.generation.config import GenerationConfig
 from gpt2.generation.decoder import Decoder
 from gpt2.modeling.cache import KVCache
@@ -85,3 +88,43 @@ class Recorder:
     def fields(self) -> dict[str, tuple[Any, ...]]:
         """The collected fields, by the names of the returned dataclasses."""
         return {name: tuple(steps) for name, steps in self.steps.items()}
+
+
+def transition_scores(
+    sequences: Tensor,
+    scores: Sequence[Tensor],
+    beam_indices: Tensor | None = None,
+    normalize_logits: bool = False,
+) -> Tensor:
+    """The score of each generated token of ``sequences`` (R, N): (R, n), where n = len(scores).
+
+    ``scores`` and, with beams, ``beam_indices`` are the returned fields; with
+    beams n is the length of the longest sequence, and behind an end stands 0.
+    ``normalize_logits``: as log-probabilities. With beams, whose scores are
+    log-probabilities, the sum of a row over its length to the power of
+    length_penalty is its sequences_scores. Raises ArgumentError.
+    """
+    if not scores:
+        raise ArgumentError("scores is empty; generate with output_scores=True")
+    steps = torch.stack(list(scores), dim=1)  # (K, n, V)
+    if normalize_logits:
+        steps = steps.log_softmax(-1)
+    if beam_indices is None:
+        new = _last(sequences, steps.shape[1])
+        if len(new) != len(steps):
+            raise ArgumentError(
+                f"sequences has {len(new)} rows, scores {len(steps)}; with beams give beam_indices"
+            )
+        return steps.gather(-1, new[..., None])[..., 0]
+    length = int((beam_indices >= 0).sum(-1).max())
+    beams, new = beam_indices[:, :length], _last(sequences, length)
+    step = torch.arange(length, device=beams.device)
+    return steps[beams.clamp(min=0), step, new].masked_fill(beams < 0, 0.0)
+
+
+def _last(sequences: Tensor, columns: int) -> Tensor:
+    if sequences.shape[1] < columns:
+        raise ArgumentError(
+            f"sequences has {sequences.shape[1]} columns, fewer than the {columns} steps of scores"
+        )
+    return sequences[:, sequences.shape[1] - columns :]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.generation.config import GenerationConfig
+from gpt2.modeling.cache import KVCache
 
-#: what stands for "no token" in the ids that processors see
-ABSENT = -1
+#: in the ids that processors see: no token, and a token that was given as an embedding
+ABSENT, NAMELESS = -1, -2
 
 
 class CausalLM(Protocol):
@@ -69,14 +70,22 @@ class Prompt:
         """The prompt as processors see it, (B, W): real tokens side by side at the right end.
 
         The places before them hold ABSENT, so that a row looks the same
-        wherever its padding stood. (B, 0) where the prompt is embeddings.
+        wherever its padding stood; tokens without an id are NAMELESS.
         """
         if self.ids is None:
-            return torch.empty(self.rows, 0, dtype=torch.int64, device=self.device)
+            shape = (self.rows, self.width)
+            ids = torch.full(shape, NAMELESS, dtype=torch.int64, device=self.device)
+        else:
+            ids = self.ids.long()
         if self.mask is None:
-            return self.ids.long()
+            return ids
         order = self.mask.to(torch.int8).sort(dim=-1, stable=True).indices  # padding goes left
-        return self.ids.long().masked_fill(~self.mask, ABSENT).gather(1, order)
+        return ids.masked_fill(~self.mask, ABSENT).gather(1, order)
+
+    def last_tokens(self, count: int) -> list[list[int]]:
+        """Each row's last ``count`` tokens, or as many as it has; none where it is embeddings."""
+        rows = self.tokens()[:, -count:].tolist()
+        return [[token for token in row if token >= 0] for row in rows]
 
     def last_column(self) -> int | Tensor:
         """Where each row's last real token stands, as ``logits_to_keep``: 1, or (B, 1)."""
@@ -92,6 +101,7 @@ def prepare_prompt(
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     inputs_embeds: Tensor | None,
+    past: KVCache | None = None,
     *,
     names: tuple[str, str] = ("input_ids", "attention_mask"),
 ) -> Prompt:
@@ -99,7 +109,8 @@ def prepare_prompt(
 
     Without an attention mask every token is real; only where a pad token other
     than EOS is declared and occurs, the padding is read off the ids, as
-    documented. ``names`` are what errors call the ids and the mask.
+    documented. ``past`` holds the first columns of the prompt; its mask counts
+    where none is given. ``names`` are what errors call the ids and the mask.
     """
     ids_name, mask_name = names
     if input_ids is not None and inputs_embeds is not None:
@@ -121,7 +132,16 @@ def prepare_prompt(
         raise ArgumentTypeError(
             f"{mask_name} must be a tensor, not {type(attention_mask).__name__}"
         )
+    held = 0 if past is None else past.length
+    if past is not None and (past.batch_size not in (None, rows) or held >= width):
+        raise ArgumentError(
+            f"past_key_values holds {held} columns of {past.batch_size} rows, {name} has {width} "
+            f"columns of {rows} rows; it must have the same rows, begin with the columns held, "
+            "and have at least one more"
+        )
     mask = attention_mask
+    if mask is None and past is not None and past.mask is not None:
+        mask = torch.cat([past.mask, past.mask.new_ones(rows, width - held)], dim=1)
     pad = config.pad_token_id
     if (
         mask is None
@@ -138,7 +158,8 @@ def prepare_prompt(
             )
         odd = ((mask != 0) & (mask != 1)).any(-1)
         mask = mask.to(device=given.device, dtype=torch.bool)
-        lengths, odd_rows = torch.stack([mask.sum(-1), odd.to(given.device)]).tolist()
+        facts = [mask.sum(-1), odd.to(given.device), ~mask[:, held:].any(-1)]
+        lengths, odd_rows, idle = torch.stack(facts).tolist()
         if any(odd_rows):
             raise ArgumentError(
                 f"{mask_name} must hold only 0 (padding) and 1 (real token); row "
@@ -146,5 +167,10 @@ def prepare_prompt(
             )
         if 0 in lengths:
             raise ArgumentError(f"row {lengths.index(0)} of the prompt is all padding")
+        if any(idle):
+            raise ArgumentError(
+                f"row {idle.index(1)} of the prompt has no real token behind the {held} columns "
+                "that past_key_values holds; give at least one"
+            )
         mask = None if min(lengths) == width else mask
     return Prompt(input_ids, inputs_embeds, mask, lengths)

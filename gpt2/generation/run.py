@@ -98,8 +98,19 @@ class Run:
     def ended(self, new: Tensor, rows: Tensor | None = None) -> Tensor:
         """(R,) bool: which rows end with the last column of their ``new`` ids (R, n).
 
-        Without stop strings, which are matched on the host.
+        By any rule but max_time, of which ``stopping.out_of_time`` tells. Stop
+        strings cost a transfer to the host here.
         """
+        ended = self.ended_on_device(new, rows)
+        strings = self.stopping.strings
+        if strings is not None:
+            numbers = range(len(new)) if rows is None else rows.tolist()
+            met = [strings.ended(r, ids) for r, ids in zip(numbers, new.tolist(), strict=True)]
+            ended = ended | torch.tensor(met, device=ended.device)
+        return ended
+
+    def ended_on_device(self, new: Tensor, rows: Tensor | None = None) -> Tensor:
+        """As ``ended``, without stop strings."""
         ended = self.stopping.ended(new[:, -1], new.shape[1] - 1, rows)
         if self.stopping.criteria:
             scores = self.recorder.steps.get("scores")
@@ -111,7 +122,7 @@ class Run:
     def rows_may_leave(self) -> bool:
         """Whether nobody can tell that an ended row has left the batch."""
         callers = self.stopping.criteria or any(isinstance(p, OfRows) for p in self.processors)
-        return not (self.config.return_dict_in_generate or callers)
+        return not (self.config.return_dict_in_generate or self.config.long_context or callers)
 
     def broken(self, logits: Tensor, scores: Tensor) -> Tensor:
         """(R,) bool: rows out of which no token can be chosen; see ``refuse_broken``."""
