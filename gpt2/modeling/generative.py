@@ -1,11 +1,11 @@
 """GenerativeModel: what the heads with a language-modelling output share.
 
-``generate``, and the generation_config.json that belongs to the checkpoint.
+``generate`` and scoring, and the generation_config.json that belongs to the checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from torch import Tensor
 from gpt2.config import GPT2Config
 from gpt2.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from gpt2.generation.generate import generate
-from gpt2.generation.outputs import GenerateOutput
+from gpt2.generation.outputs import transition_scores
+from gpt2.generation.prompt import CausalLM
 from gpt2.generation.run import Streamer
+from gpt2.generation.scoring import choose, perplexity, score
+from gpt2.generation.stopping import StoppingCriterion
 from gpt2.modeling.pretrained import GPT2PreTrainedModel
 from gpt2.storage.hub import Repository
 
@@ -23,47 +26,91 @@ from gpt2.storage.hub import Repository
 class GenerativeModel(GPT2PreTrainedModel):
     """A model that can continue text; ``generation_config`` holds its default settings."""
 
+    score = score
+    perplexity = perplexity
+    choose = choose
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
         self.generation_config = GenerationConfig.from_model_config(self.config)
 
     def generate(
         self,
-        input_ids: Tensor | None = None,
+        inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] | None = None,
+        stopping_criteria: Sequence[StoppingCriterion] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+        synced_gpus: bool | None = None,
+        assistant_model: CausalLM | None = None,
         streamer: Streamer | None = None,
-        seed: Sequence[int] | None = None,
-        **settings: Any,
-    ) -> Tensor | GenerateOutput:
-        """Continue each row of the prompt; returns prompt and new ids, (B, W + new).
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Continue each row of the prompt; returns prompt and new ids, (R, W + n).
 
-        The prompt is ``input_ids`` (B, W), padded on either side where
-        ``attention_mask`` (B, W) says so; or ``inputs_embeds`` (B, W, D), and
-        then only the new ids are returned; or nothing, which starts at BOS.
-        ``settings`` are fields of GenerationConfig (max_new_tokens, do_sample,
-        temperature, top_k, top_p …); they come on top of ``generation_config``,
-        or of the model's own. A row that has met EOS is filled with the pad
-        token, or with EOS where there is none. ``streamer`` gets the prompt's
-        ids, then those of each step, then ``end()``. ``seed``: one whole number
-        per returned row, which makes that row independent of its batch.
+        R = rows of the prompt × num_return_sequences, those of one row side by
+        side. The keywords beyond the positional arguments:
+
+        ``input_ids`` (B, W), another name of ``inputs``, padded on either side
+        where ``attention_mask`` (B, W) says so; or ``inputs_embeds`` (B, W, D),
+        and then only the new ids are returned; or nothing, which starts at BOS.
+        ``past_key_values``: a cache of the first columns of the prompt, as an
+        earlier call returned it; only what stands behind them is computed.
+        ``tokenizer``: needed by stop_strings. ``seed``: one whole number per
+        returned row (per row of the prompt with beams), which makes that row
+        independent of its batch. All others are fields of GenerationConfig
+        (max_new_tokens, do_sample, num_beams, …); they come on top of
+        ``generation_config``, or of the model's own.
+
+        A row that has ended is filled with the pad token, or with EOS where
+        there is none. A row gets the ids that it gets alone: max_length and
+        min_length count its real tokens, processors do not see padding. Rows
+        of a sampled batch leave it when they have ended, unless
+        return_dict_in_generate or a function of the caller's is given.
+
+        ``logits_processor``: functions (input_ids, scores) -> scores, called
+        with the whole batch, the prompt as it was given and ended rows
+        included. ``stopping_criteria``: functions (input_ids, scores) -> bool or
+        (R,) bool tensor, where scores are what output_scores collects, else None.
+        ``prefix_allowed_tokens_fn``: (prompt row, its real ids so far) -> ids.
+        ``streamer`` gets the prompt's ids, then those of each step (R,), then
+        ``end()``. ``negative_prompt_ids`` (B, ·): what guidance_scale leads away
+        from, each row's last token where none are given.
+
+        With return_dict_in_generate=True a GenerateDecoderOnlyOutput or
+        GenerateBeamDecoderOnlyOutput is returned.
 
         Raises ArgumentTypeError for an unknown setting, ArgumentError for
-        settings that cannot be, and SequenceLengthError, before the first
-        step, where prompt and new tokens exceed n_positions.
+        settings that cannot be, TokenIdError for ids outside the vocabulary,
+        and SequenceLengthError where prompt and new tokens exceed n_positions
+        without long_context="slide"; all of them before the first step.
         """
         return generate(
             self,
-            input_ids,
+            inputs,
             generation_config,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            streamer=streamer,
-            seed=seed,
-            **settings,
+            logits_processor,
+            stopping_criteria,
+            prefix_allowed_tokens_fn,
+            synced_gpus,
+            assistant_model,
+            streamer,
+            negative_prompt_ids,
+            negative_prompt_attention_mask,
+            **arguments,
         )
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """The score of each generated token, (R, n); see gpt2.generation.outputs."""
+        return transition_scores(sequences, scores, beam_indices, normalize_logits)
 
     def _read_extras(self, repository: Repository) -> None:
         path = repository.find(GENERATION_CONFIG_NAME)
