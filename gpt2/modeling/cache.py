@@ -35,7 +35,11 @@ class Buffer:
 
     def has_room(self, start: int, columns: int) -> bool:
         """Whether ``columns`` more may be written in place from column ``start`` on."""
-        return not is_frozen(self.keys) and self.filled == start and start + columns <= self.keys.shape[2]
+        return (
+            not is_frozen(self.keys)
+            and self.filled == start
+            and start + columns <= self.keys.shape[2]
+        )
 
     def require_alike(self, layer: int, keys: Tensor) -> None:
         """Refuse new keys of another batch, number of heads, head size, dtype or device."""
@@ -167,7 +171,8 @@ class KVCache:
         With cross-attention (keys, values, cross_keys, cross_values).
         """
         try:
-            found = [tuple(of_layer) for of_layer in layers]
+            # transformers' own caches yield a None behind the pair
+            found = [tuple(t for t in of_layer if t is not None) for of_layer in layers]
         except TypeError:  # one of them is no sequence
             found = []
         tensors = [t for of_layer in found for t in of_layer]

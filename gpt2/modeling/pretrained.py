@@ -20,18 +20,17 @@ from gpt2.checkpoints.save import weight_file_patterns, write_checkpoint
 from gpt2.config import CONFIG_NAME, GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, StateDictError, unknown_argument
 from gpt2.modeling.outputs import ModelOutput
-from gpt2.modeling.surgery import Surgery
+from gpt2.modeling.trainable import Trainable
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import Repository, open_repository
 
 Output = TypeVar("Output", bound=ModelOutput)
 
 
-class GPT2PreTrainedModel(Surgery):
+class GPT2PreTrainedModel(Trainable):
     """Base of all models: ``config``, initialisation, tying, from_pretrained, save_pretrained."""
 
     config: GPT2Config
-    base_model_prefix: ClassVar[str] = "transformer"
     #: tied name -> the name that is stored; only while config.tie_word_embeddings
     tied_weights: ClassVar[Mapping[str, str]] = {}
     #: patterns of own parameters that a checkpoint may lack; they are initialised then
@@ -120,36 +119,10 @@ class GPT2PreTrainedModel(Surgery):
         """dtype of the parameters."""
         return next(self.parameters()).dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of parameters; a tied one counts once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
-
     def returned(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
         """A forward pass's output as it is, or as a tuple, as the argument or the config says."""
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
-
-    # -- memory in training ---------------------------------------------------------------------
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
-    ) -> None:
-        """In training, keep only each block's input and compute the block again in backward.
-
-        ``gradient_checkpointing_kwargs`` go to torch.utils.checkpoint.checkpoint;
-        use_reentrant is False unless they say otherwise.
-        """
-        core = getattr(self, self.base_model_prefix, self)
-        core.checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep what backward needs, again."""
-        getattr(self, self.base_model_prefix, self).checkpointing = None
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether gradient_checkpointing_enable is in force."""
-        return getattr(self, self.base_model_prefix, self).checkpointing is not None
 
     # -- loading --------------------------------------------------------------------------------
 

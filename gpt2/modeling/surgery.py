@@ -1,4 +1,4 @@
-"""Changing the shape of a model that has its weights: more tokens, fewer heads.
+"""Changing the shape of a model that has its weights: more tokens or positions, fewer heads.
 
 The modules stay, so that hooks on them do; their parameters are new, so an
 optimizer has to be made afterwards.
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.config import GPT2Config
-from gpt2.errors import ArgumentError
-from gpt2.fieldchecks import check_whole
+from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.fieldchecks import check_choice, check_whole
 from gpt2.modeling.attention import GPT2Attention
 
 # New rows scatter around the mean with this share of the old rows' covariance, as in the reference
@@ -32,9 +33,70 @@ class Surgery(nn.Module):
         core = getattr(self, "transformer", self)
         return core.get_submodule("wte")
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another token embedding in the place of ``wte``; a tied head takes its weight.
+
+        Raises ArgumentTypeError for what is no nn.Embedding, and ArgumentError
+        where its width is not the model's, or where an untied head has another
+        number of tokens.
+        """
+        if not isinstance(value, nn.Embedding):
+            raise ArgumentTypeError(f"value must be an nn.Embedding, not {type(value).__name__}")
+        rows, width = value.weight.shape
+        head = self.get_output_embeddings()
+        tied = head is not None and self.config.tie_word_embeddings
+        of_head = head.out_features if isinstance(head, nn.Linear) and not tied else rows
+        if (rows, width) != (of_head, self.config.n_embd):
+            raise ArgumentError(
+                f"the new token embedding is ({rows} tokens, width {width}); expected "
+                f"({of_head}, {self.config.n_embd}); use resize_token_embeddings to change the "
+                "number of tokens"
+            )
+        getattr(self, "transformer", self).set_submodule("wte", value)
+        if isinstance(head, nn.Linear):
+            head.out_features = rows
+        self.tie_weights()
+        self.config.vocab_size = rows
+
     def get_output_embeddings(self) -> nn.Module | None:
         """The language-modelling head, or None."""
         return None
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another language-modelling head in the place of ``lm_head``.
+
+        A tied head shares the token embedding's very weight, and so must the new
+        one; untie first by ``config.tie_word_embeddings = False``.
+
+        Raises ArgumentTypeError for what is no nn.Linear without a bias, and
+        ArgumentError for other shapes, for a head that would break the tie, and
+        for models without such a head.
+        """
+        if self.get_output_embeddings() is None:
+            raise ArgumentError(f"{type(self).__name__} has no output embeddings to set")
+        if (
+            not isinstance(new_embeddings, nn.Linear)
+            or getattr(new_embeddings, "bias", None) is not None
+        ):
+            raise ArgumentTypeError(
+                "new_embeddings must be an nn.Linear(…, bias=False), not "
+                f"{type(new_embeddings).__name__} {new_embeddings}"
+            )
+        embedding = self.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        table = embedding.weight
+        if new_embeddings.weight.shape != table.shape:
+            raise ArgumentError(
+                f"new_embeddings has a weight of shape {tuple(new_embeddings.weight.shape)}; "
+                f"expected {tuple(table.shape)}"
+            )
+        if self.config.tie_word_embeddings and new_embeddings.weight is not table:
+            raise ArgumentError(
+                "new_embeddings has a weight of its own, but config.tie_word_embeddings makes the "
+                "head's weight that of the token embedding; share it, or set "
+                "config.tie_word_embeddings = False first"
+            )
+        self.set_submodule("lm_head", new_embeddings)
 
     def tie_weights(self) -> None:
         """Make each tied parameter the very parameter it is tied to: none here."""
@@ -79,6 +141,47 @@ class Surgery(nn.Module):
         self.config.vocab_size = rows
         return table
 
+    def get_position_embeddings(self) -> nn.Module:
+        """The position embedding, ``wpe``."""
+        core = getattr(self, "transformer", self)
+        return core.get_submodule("wpe")
+
+    def resize_position_embeddings(
+        self,
+        new_num_position_embeddings: int,
+        mode: str = "truncate",
+    ) -> nn.Module:
+        """Give the model ``new_num_position_embeddings`` positions, and return the embedding.
+
+        "truncate" keeps the first rows of the table, and cannot make it longer.
+        "interpolate" stretches or shrinks all of it: row i of the M new ones
+        lies at i · (N − 1) / (M − 1) among the N old ones, between two of them
+        in proportion, so that the first and the last stay what they were. The
+        model then needs training, since its positions stand closer together.
+        ``config.n_positions`` follows. The parameter is new: make the optimizer
+        afterwards.
+
+        Raises ArgumentError for numbers below 1, for an unknown mode, and for
+        "truncate" to more positions.
+        """
+        table = self.get_position_embeddings()
+        assert isinstance(table, nn.Embedding)
+        rows, old = new_num_position_embeddings, table.weight
+        check_whole(ArgumentError, "new_num_position_embeddings", rows, 1)
+        check_choice(ArgumentError, "mode", mode, ("truncate", "interpolate"))
+        if mode == "truncate" and rows > len(old):
+            raise ArgumentError(
+                f"new_num_position_embeddings is {rows}, but the model has only {len(old)} "
+                "positions to truncate; give mode='interpolate' to stretch them"
+            )
+        if rows == len(old):
+            return table
+        new = old[:rows].clone() if mode == "truncate" else interpolated_rows(old, rows)
+        table.weight = nn.Parameter(new.detach(), requires_grad=old.requires_grad)
+        table.num_embeddings = rows
+        self.config.n_positions = rows
+        return table
+
     def prune_heads(self, heads_to_prune: Mapping[int, Sequence[int]]) -> None:
         """Take heads out of layers: {layer: [head, …]}, numbered as they were at first.
 
@@ -120,6 +223,16 @@ def resized_rows(table: Tensor, rows: int, *, mean_resizing: bool, std: float) -
     z = torch.randn(added, len(table), device=table.device)
     spread = (_COVARIANCE_SHARE / len(table)) ** 0.5
     return torch.cat([old, (mean + spread * (z @ centred)).to(table.dtype)])
+
+
+@torch.no_grad()
+def interpolated_rows(table: Tensor, rows: int) -> Tensor:
+    """``table`` (N, D) as (rows, D): its first and last row, and linearly in between."""
+    columns = table.float().T[None]  # (1, D, N)
+    if rows == 1:
+        return table[:1].clone()
+    stretched = F.interpolate(columns, size=rows, mode="linear", align_corners=True)
+    return stretched[0].T.contiguous().to(table.dtype)
 
 
 @torch.no_grad()

@@ -58,7 +58,6 @@ class GPT2Block(nn.Module):
         x: Tensor,
         visibility: Visibility,
         cache: KVCache | None = None,
-        *,
         head_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_visibility: Visibility | None = None,
@@ -201,14 +200,8 @@ class GPT2Model(GPT2PreTrainedModel):
             if keep_states:
                 states.append(x.view(*shape, -1))
             run = block if recompute is None else partial(checkpoint, block, **recompute)
-            x, weights, cross_weights = run(
-                x,
-                place.visibility,
-                cache,
-                head_mask=scale,
-                encoder_hidden_states=encoder_hidden_states,
-                encoder_visibility=encoder,
-                output_attentions=keep_attentions,
+            x, weights, cross_weights = run(  # by position: reentrant checkpoints take nothing else
+                x, place.visibility, cache, scale, encoder_hidden_states, encoder, keep_attentions
             )
             attentions.append(weights)
             cross_attentions.append(cross_weights)
