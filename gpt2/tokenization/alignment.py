@@ -113,6 +113,14 @@ class Aligned:
         """Whether the methods below can be used (the reference's name for it)."""
         return self._encodings is not None
 
+    @property
+    def n_sequences(self) -> int | None:
+        """1 for rows of one text each, 2 for pairs; None if not made from texts."""
+        if not self.encodings:
+            return None
+        numbers = {number for row in self.encodings for number in row.sequence_ids}
+        return 2 if 1 in numbers else 1
+
     def tokens(self, batch_index: int = 0) -> list[str]:
         """The tokens of a row as the vocabulary file spells them."""
         return self._encoding(batch_index).tokens

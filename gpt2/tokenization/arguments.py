@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.tokenization.layout import Cut, Row, Side, Strategy
+from gpt2.tokenization.settings import complaint_about
 
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"]
@@ -150,46 +151,75 @@ def _check_integer(name: str, value: Any, least: int) -> None:
         raise ArgumentError(f"{name} must be an integer from {least} up, not {value!r:.200}")
 
 
+def special_text_policy(
+    special_text: SpecialText | None, split_special_tokens: bool | None, default: SpecialText
+) -> SpecialText:
+    """Of our argument and the documented one of the same meaning, what is asked for.
+
+    Raises:
+        ArgumentError: ``split_special_tokens`` is no bool, or they contradict each other.
+    """
+    if complaint := complaint_about("split_special_tokens", split_special_tokens):
+        raise ArgumentError(complaint)
+    if split_special_tokens is None:
+        return default if special_text is None else special_text
+    if special_text is None:
+        return "plain" if split_special_tokens else "allow"
+    if split_special_tokens != (special_text == "plain"):
+        raise ArgumentError(
+            f"special_text={special_text!r} and split_special_tokens={split_special_tokens} "
+            "contradict each other; give only one of them"
+        )
+    return special_text
+
+
 # ------------------------------------------------------------------------------------- texts
 
 
 def samples_of(
-    text: Any, text_pair: Any, is_split_into_words: bool
+    text: Any,
+    text_pair: Any,
+    is_split_into_words: bool,
+    names: tuple[str, str] = ("text", "text_pair"),
 ) -> tuple[list[tuple[Text, ...]], bool]:
     """([(text,) or (text, pair), …], whether it is a batch).
+
+    Args:
+        names: what messages call the two.
 
     Raises:
         ArgumentTypeError: something is no text where one is expected; names the entry.
         ArgumentError: the two lists differ in length.
     """
+    name, pair_name = names
     if is_split_into_words:
-        _check_list("text", text, "a list of words or a list of such lists")
+        _check_list(name, text, "a list of words or a list of such lists")
         is_batch = bool(text) and isinstance(text[0], list | tuple)
         expected = "a list of words"
     else:
         is_batch = not isinstance(text, str)
         if is_batch:
-            _check_list("text", text, "a string or a list of strings")
+            _check_list(name, text, "a string or a list of strings")
         expected = "a string"
     if not is_batch:
         firsts, seconds = [text], None if text_pair is None else [text_pair]
     else:
         firsts, seconds = list(text), text_pair
         if seconds is not None:
-            _check_list("text_pair", seconds, f"a list of {len(firsts)} texts, as text is a list")
+            _check_list(pair_name, seconds, f"a list of {len(firsts)} texts, as {name} is a list")
             if len(seconds) != len(firsts):
                 raise ArgumentError(
-                    f"text has {len(firsts)} entries, but text_pair has {len(seconds)}"
+                    f"{name} has {len(firsts)} entries, but {pair_name} has {len(seconds)}"
                 )
         elif not is_split_into_words:
-            return [_sample(f"text[{index}]", entry) for index, entry in enumerate(firsts)], True
+            return [_sample(f"{name}[{index}]", entry) for index, entry in enumerate(firsts)], True
     samples: list[tuple[Text, ...]] = []
     for index, first in enumerate(firsts):
         place = f"[{index}]" if is_batch else ""
-        sample = [_text(f"text{place}", first, is_split_into_words, expected)]
+        sample = [_text(f"{name}{place}", first, is_split_into_words, expected)]
         if seconds is not None:
-            pair = _text(f"text_pair{place}", seconds[index], is_split_into_words, expected)
-            sample.append(pair)
+            pair = seconds[index]
+            sample.append(_text(f"{pair_name}{place}", pair, is_split_into_words, expected))
         samples.append(tuple(sample))
     return samples, is_batch
 

@@ -77,6 +77,18 @@ class BatchEncoding(UserDict[str, Any], Aligned):
             self.data[name] = value.to(device, non_blocking=non_blocking)
         return self
 
+    def convert_to_tensors(self, tensor_type: TensorKind) -> BatchEncoding:
+        """Make tensors ("pt") or arrays ("np") of the entries (in place); returns this encoding.
+
+        Raises:
+            ArgumentError: rows of an entry differ in length, or hold no numbers.
+            ArgumentTypeError: ``tensor_type`` is neither.
+        """
+        self.data = {
+            name: to_tensor(name, _plain(value), tensor_type) for name, value in self.data.items()
+        }
+        return self
+
 
 def to_tensor(name: str, rows: list[Any], kind: TensorKind) -> Any:
     """A tensor of torch ("pt") or numpy ("np"); of whole numbers int64, (B, T) for ids.

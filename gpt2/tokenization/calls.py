@@ -16,11 +16,13 @@ from gpt2.tokenization.arguments import (
     Truncation,
     check_lengths,
     samples_of,
+    special_text_policy,
 )
 from gpt2.tokenization.batching import BatchEncoding, TensorKind, batch_of
 from gpt2.tokenization.decoding import TokenDecoder
 from gpt2.tokenization.layout import Row, lay_out
 from gpt2.tokenization.reading import TextReader
+from gpt2.tokenization.settings import complaint_about
 
 if TYPE_CHECKING:
     from gpt2.tokenization.words import TextEncoder
@@ -64,6 +66,7 @@ class TextCalls(TokenDecoder):
         add_bos_token, add_eos_token: put these tokens around every text.
         padding_side, truncation_side: "right" or "left".
         model_max_length: the longest row, used where ``max_length`` is not given.
+        special_text: default of that argument of a call.
     """
 
     add_prefix_space: bool
@@ -72,13 +75,16 @@ class TextCalls(TokenDecoder):
     padding_side: str
     truncation_side: str
     model_max_length: int
+    special_text: SpecialText
     _encoder: TextEncoder
     _lacks_bytes: bool
 
     def __call__(
         self,
-        text: Any,
+        text: Any = None,
         text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
         *,
         add_special_tokens: bool = True,
         padding: Padding = False,
@@ -95,7 +101,9 @@ class TextCalls(TokenDecoder):
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
-        special_text: SpecialText = "allow",
+        special_text: SpecialText | None = None,
+        split_special_tokens: bool | None = None,
+        verbose: bool = True,
         **unknown: Any,
     ) -> BatchEncoding:
         """The ids and the mask of a text, or of each text of a list.
@@ -111,6 +119,8 @@ class TextCalls(TokenDecoder):
         Args:
             text: one text, or a list of them; in a list, a tuple is a text and its pair.
             text_pair: a second text for each; the pair becomes one row.
+            text_target, text_pair_target: texts (and pairs) that are to be told apart from these:
+                their ids become the entry "labels". Without ``text``, all entries are theirs.
             add_special_tokens: put BOS and EOS around each text, if the tokenizer is set to.
             padding: True or "longest", "max_length", or False or "do_not_pad".
             truncation: True or "longest_first" cuts rows to ``max_length`` (else
@@ -136,7 +146,9 @@ class TextCalls(TokenDecoder):
             special_text: what a special token that is spelt out in a text means. "allow" (as the
                 reference): the token, so that whoever wrote the text can end it or change roles.
                 For text that is not to be trusted "plain" reads it as any other characters, and
-                "error" refuses the text.
+                "error" refuses the text. None for the tokenizer's own setting.
+            split_special_tokens: the documented name: True is "plain", False is "allow".
+            verbose: accepted as documented; a call never prints anything.
 
         Returns:
             input_ids and attention_mask (1 for a token, 0 for padding), and what was asked for.
@@ -148,34 +160,48 @@ class TextCalls(TokenDecoder):
         """
         for name in unknown:
             raise unknown_argument("GPT2Tokenizer()", name, keywords_of(TextCalls.__call__))
-        samples, is_batch = samples_of(text, text_pair, is_split_into_words)
-        reader = self._reader(special_text)
-        texts = [tuple(map(reader.ids, sample)) for sample in samples]
-        return self._batch(
-            texts,
-            lambda rows: _Origin(reader, samples, rows, self._filler).encodings,
-            is_batch=is_batch,
-            add_special_tokens=add_special_tokens,
-            lengths={
-                "padding": padding,
-                "truncation": truncation,
-                "max_length": max_length,
-                "stride": stride,
-                "pad_to_multiple_of": pad_to_multiple_of,
-                "padding_side": self.padding_side if padding_side is None else padding_side,
-                "return_overflowing_tokens": return_overflowing_tokens,
-            },
-            return_tensors=return_tensors,
-            entries={
-                "input_ids": True,
-                "token_type_ids": return_token_type_ids,
-                "attention_mask": return_attention_mask is not False,
-                "special_tokens_mask": return_special_tokens_mask,
-                "offset_mapping": return_offsets_mapping,
-                "length": return_length,
-                "overflow_to_sample_mapping": return_overflowing_tokens,
-            },
+        reader = self._reader(
+            special_text_policy(special_text, split_special_tokens, self.special_text)
         )
+
+        def batch(text: Any, text_pair: Any, names: tuple[str, str]) -> BatchEncoding:
+            samples, is_batch = samples_of(text, text_pair, is_split_into_words, names)
+            return self._batch(
+                [tuple(map(reader.ids, sample)) for sample in samples],
+                lambda rows: _Origin(reader, samples, rows, self._filler).encodings,
+                is_batch=is_batch,
+                add_special_tokens=add_special_tokens,
+                lengths={
+                    "padding": padding,
+                    "truncation": truncation,
+                    "max_length": max_length,
+                    "stride": stride,
+                    "pad_to_multiple_of": pad_to_multiple_of,
+                    "padding_side": self.padding_side if padding_side is None else padding_side,
+                    "return_overflowing_tokens": return_overflowing_tokens,
+                },
+                return_tensors=return_tensors,
+                entries={
+                    "input_ids": True,
+                    "token_type_ids": return_token_type_ids,
+                    "attention_mask": return_attention_mask is not False,
+                    "special_tokens_mask": return_special_tokens_mask,
+                    "offset_mapping": return_offsets_mapping,
+                    "length": return_length,
+                    "overflow_to_sample_mapping": return_overflowing_tokens,
+                },
+            )
+
+        has_target = text_target is not None or text_pair_target is not None
+        if not has_target or text is not None or text_pair is not None:
+            inputs = batch(text, text_pair, ("text", "text_pair"))
+            if not has_target:
+                return inputs
+        targets = batch(text_target, text_pair_target, ("text_target", "text_pair_target"))
+        if text is None and text_pair is None:
+            return targets
+        inputs["labels"] = targets["input_ids"]
+        return inputs
 
     def _batch(
         self,
@@ -260,19 +286,30 @@ class TextCalls(TokenDecoder):
             )
         if not arguments and text_pair is None:
             before, after = self._around()
-            ids = self._ids(text)
+            ids = self._reader(self.special_text).ids(text)
             return [*before, *ids, *after] if before or after else ids
         return self(text, text_pair, **arguments)["input_ids"]
 
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of one text as the vocabulary file spells them, without BOS and EOS.
+    def tokenize(
+        self,
+        text: str,
+        pair: str | None = None,
+        add_special_tokens: bool = False,
+        **arguments: Any,
+    ) -> list[str]:
+        """The tokens of one text (and its pair) as the vocabulary file spells them.
 
         >>> tokenizer.tokenize("Hello world")
         ['Hello', 'Ġworld']
+
+        Args:
+            text, pair: the texts.
+            add_special_tokens: with BOS and EOS, if the tokenizer is set to.
+            arguments: further ones of a call.
         """
-        if not isinstance(text, str):
-            raise ArgumentTypeError(f"tokenize takes one text, not {type(text).__name__}")
-        return [self._vocabulary.tokens[id_] for id_ in self._ids(text)]
+        arguments["add_special_tokens"] = add_special_tokens
+        ids: list[int] = self.encode(text, pair, **arguments)
+        return self.convert_ids_to_tokens(ids)
 
     # ------------------------------------------------------------------ documented other names
 
@@ -295,7 +332,7 @@ class TextCalls(TokenDecoder):
 
     # ------------------------------------------------------------------------------- reading
 
-    def _reader(self, special_text: str = "allow") -> TextReader:
+    def _reader(self, special_text: SpecialText) -> TextReader:
         vocabulary = self._vocabulary
         finder, forbidden = vocabulary.finder, frozenset[int]()
         if special_text == "plain":
@@ -304,9 +341,7 @@ class TextCalls(TokenDecoder):
         elif special_text == "error":
             forbidden = frozenset(self._special_ids())
         elif special_text != "allow":
-            raise ArgumentError(
-                f'special_text must be "allow", "plain" or "error", not {special_text!r:.200}'
-            )
+            raise ArgumentError(complaint_about("special_text", special_text))
         return TextReader(
             finder,
             self._encoder,
@@ -316,9 +351,6 @@ class TextCalls(TokenDecoder):
             self._lacks_bytes,
             forbidden,
         )
-
-    def _ids(self, text: str) -> list[int]:
-        return self._reader().ids(text)
 
     def _around(self) -> tuple[list[int], list[int]]:
         """The ids that are put before and behind every text."""

@@ -26,6 +26,7 @@ class IdCalls(TextCalls):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: TensorKind | None = None,
+        verbose: bool = True,
         **unknown: Any,
     ) -> BatchEncoding:
         """Make rows that were tokenized before equally long; the inputs stay as they are.
@@ -43,6 +44,7 @@ class IdCalls(TextCalls):
             return_attention_mask: False leaves attention_mask out.
             return_tensors: "pt" or "np"; None for what the ids came in. A single text that comes
                 as one row goes as one, (T,).
+            verbose: accepted as documented; nothing is ever printed.
 
         Raises:
             ArgumentTypeError: the inputs are none, or an argument is unknown.
@@ -87,6 +89,7 @@ class IdCalls(TextCalls):
         return_overflowing_tokens: bool = False,
         return_special_tokens_mask: bool = False,
         return_length: bool = False,
+        verbose: bool = True,
         **unknown: Any,
     ) -> BatchEncoding:
         """What a call makes of a text (and its pair), of their ids without special tokens.
@@ -175,6 +178,16 @@ class IdCalls(TextCalls):
         before, after = self._around()
         (row,) = lay_out(0, [0, 0] if pair else [0], before, after, None)
         return len(row)
+
+    @property
+    def max_len_single_sentence(self) -> int:
+        """How many tokens of one text fit into `model_max_length`."""
+        return self.model_max_length - self.num_special_tokens_to_add()
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """How many tokens of a pair of texts fit into `model_max_length`."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     def _framed(self, ids: list[int], pair_ids: list[int] | None) -> BatchEncoding:
         return self.prepare_for_model(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError
 from gpt2.tokenization import training
+from gpt2.tokenization.arguments import special_text_policy
 from gpt2.tokenization.calls import TextCalls
 from gpt2.tokenization.corpus import CorpusEncoder
 from gpt2.tokenization.lookup import ROLES, as_added_token
@@ -29,6 +30,7 @@ _SETTINGS = (
     "errors",
     "model_max_length",
     "padding_side",
+    "special_text",
     "truncation_side",
 )
 
@@ -51,7 +53,7 @@ class CorpusCalls(TextCalls):
         *,
         workers: int = 1,
         start_method: str | None = None,
-        special_text: SpecialText = "allow",
+        special_text: SpecialText | None = None,
         show_progress: bool = True,
     ) -> list[list[int]]:
         """``[tokenizer.encode(text) for text in texts]``, shared out to several processes.
@@ -86,7 +88,7 @@ class CorpusCalls(TextCalls):
         append_eos: bool = True,
         workers: int = 1,
         start_method: str | None = None,
-        special_text: SpecialText = "allow",
+        special_text: SpecialText | None = None,
         show_progress: bool = True,
     ) -> numpy.ndarray[Any, Any]:
         """The ids of all texts in one array (N,), as training sets are kept.
@@ -187,11 +189,11 @@ class CorpusCalls(TextCalls):
         after: list[int],
         workers: int,
         start_method: str | None,
-        special_text: SpecialText,
+        special_text: SpecialText | None,
         show_progress: bool,
     ) -> CorpusEncoder:
         return CorpusEncoder(
-            self._reader(special_text),
+            self._reader(special_text_policy(special_text, None, self.special_text)),
             before,
             after,
             workers=workers,

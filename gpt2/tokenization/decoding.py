@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gpt2.errors import unknown_argument
 from gpt2.tokenization.byte_alphabet import to_bytes
 from gpt2.tokenization.lookup import TokenLookup
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 # English spacing that word-level tokenizers leave behind, and what it is cleaned up to.
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+_ARGUMENTS = ("skip_special_tokens", "clean_up_tokenization_spaces")
 
 
 class TokenDecoder(TokenLookup):
@@ -30,6 +33,7 @@ class TokenDecoder(TokenLookup):
         token_ids: Any,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **unknown: Any,
     ) -> str:
         """The text of ids; bytes that are no UTF-8 are treated as ``errors`` says.
 
@@ -44,8 +48,10 @@ class TokenDecoder(TokenLookup):
 
         Raises:
             TokenIdError: an id that the vocabulary does not have.
-            ArgumentTypeError: not ids, or a batch of them.
+            ArgumentTypeError: not ids, or a batch of them; an unknown argument.
         """
+        for name in unknown:
+            raise unknown_argument("GPT2Tokenizer.decode", name, _ARGUMENTS)
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         if skip_special_tokens:
             special = self._special_ids()
@@ -66,8 +72,11 @@ class TokenDecoder(TokenLookup):
         sequences: Any,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
+        **unknown: Any,
     ) -> list[str]:
         """`decode` of each row of a list, tensor or array (B, T)."""
+        for name in unknown:
+            raise unknown_argument("GPT2Tokenizer.batch_decode", name, _ARGUMENTS)
         rows = sequences.tolist() if hasattr(sequences, "tolist") else sequences
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
 

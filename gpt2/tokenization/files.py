@@ -341,6 +341,29 @@ def write_directory(
     return tuple(Path(directory) / name for name in contents)
 
 
+def write_vocabulary(
+    directory: str | os.PathLike[str], tables: Tables, prefix: str
+) -> tuple[str, str]:
+    """Write vocab.json and merges.txt alone, ``prefix`` before their names; returns their paths.
+
+    Raises:
+        FileAccessError: the directory cannot be written; it is then as it was.
+    """
+    vocab, merges = f"{prefix}vocab.json", f"{prefix}merges.txt"
+    with staged_directory(directory, replaces=(vocab, merges)) as stage:
+        write_json(stage / vocab, _by_id(tables))
+        _write_text(stage / merges, _merge_lines(tables))
+    return os.path.join(directory, vocab), os.path.join(directory, merges)
+
+
+def _by_id(tables: Tables) -> dict[str, int]:
+    return dict(sorted(tables.vocab.items(), key=lambda entry: entry[1]))
+
+
+def _merge_lines(tables: Tables) -> str:
+    return "".join(f"{line}\n" for line in ("#version: 0.2", *tables.merges))
+
+
 def _contents(
     tables: Tables, settings: dict[str, Any], before: str | None, after: str | None
 ) -> dict[str, Callable[[Path], None]]:
@@ -354,7 +377,7 @@ def _contents(
     if additional:
         special_map["additional_special_tokens"] = additional
     config = {"added_tokens_decoder": {str(id_): entry for id_, entry in added.items()}, **settings}
-    vocab = dict(sorted(tables.vocab.items(), key=lambda entry: entry[1]))
+    vocab = _by_id(tables)
     beyond = {
         token: id_ for id_, entry in added.items() if (token := entry["content"]) not in vocab
     }
@@ -369,10 +392,9 @@ def _contents(
         "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
         "model": {**_MODEL, "vocab": vocab, "merges": tables.merges},
     }
-    merges = "".join(f"{line}\n" for line in ("#version: 0.2", *tables.merges))
     return {
         "vocab.json": lambda path: write_json(path, vocab),
-        "merges.txt": lambda path: _write_text(path, merges),
+        "merges.txt": lambda path: _write_text(path, _merge_lines(tables)),
         **({"added_tokens.json": lambda path: write_json(path, beyond)} if beyond else {}),
         "tokenizer.json": lambda path: write_json(path, document),
         "tokenizer_config.json": lambda path: write_json(path, config),

@@ -84,6 +84,21 @@ class TokenLookup:
         added = self._vocabulary.added
         return {added[id_].content: id_ for id_ in sorted(added)}
 
+    @property
+    def vocab(self) -> dict[str, int]:
+        """`get_vocab` under its other documented name."""
+        return self.get_vocab()
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """`get_added_vocab` under its other documented name."""
+        return self.get_added_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The id of every added token -> the token with its flags."""
+        return dict(sorted(self._vocabulary.added.items()))
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one id stands for.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, FileFormatError, unknown_argument
 from gpt2.tokenization import files
-from gpt2.tokenization.arguments import NO_LIMIT
+from gpt2.tokenization.arguments import NO_LIMIT, SpecialText, special_text_policy
 from gpt2.tokenization.calls import keywords_of
 from gpt2.tokenization.collating import IdCalls
 from gpt2.tokenization.corpus_calls import CorpusCalls
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gpt2.tokenization.added import AddedToken
 
 _END = "<|endoftext|>"
+_SPECIAL_TEXT = ("special_text", "split_special_tokens")  # two names of one setting
 
 
 class GPT2Tokenizer(IdCalls, CorpusCalls):
@@ -54,6 +55,9 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
             None for no limit (the attribute is then 10**30, as documented).
         clean_up_tokenization_spaces: default of that argument of `decode`. Off, so that
             ``decode(encode(text)) == text``.
+        special_text: what a special token spelt out in a text means, "allow", "plain" or "error":
+            the default of that argument of a call; None for "allow".
+        split_special_tokens: the documented name: True is "plain", False is "allow".
         surrogates: "strict" refuses text with lone surrogates, "replace" reads each as U+FFFD.
         name_or_path: where it came from, for the reader.
 
@@ -87,6 +91,8 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
         truncation_side: str = "right",
         model_max_length: int | None = None,
         clean_up_tokenization_spaces: bool = False,
+        special_text: SpecialText | None = None,
+        split_special_tokens: bool | None = None,
         surrogates: str = "strict",
         name_or_path: str = "",
         _tables: Tables | None = None,
@@ -102,6 +108,7 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
             "errors": errors,
             "model_max_length": model_max_length,
             "padding_side": padding_side,
+            "special_text": special_text,
             "surrogates": surrogates,
             "truncation_side": truncation_side,
         }
@@ -129,6 +136,7 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
         )
         self._lacks_bytes = min(self._vocabulary.byte_ids) < 0
         self._surrogates = surrogates
+        self.special_text = special_text_policy(special_text, split_special_tokens, "allow")
         self.errors = errors
         self.add_prefix_space = add_prefix_space
         self.add_bos_token = add_bos_token
@@ -195,6 +203,9 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
         )
         tables, settings = files.read_repository(repository)
         settings.pop("clean_up_tokenization_spaces", None)
+        if not overrides.keys().isdisjoint(_SPECIAL_TEXT):
+            for name in _SPECIAL_TEXT:
+                settings.pop(name, None)
         for name, value in settings.items():
             if name not in overrides and (complaint := complaint_about(name, value)):
                 raise FileFormatError(f"{repository.name}: tokenizer_config.json: {complaint}")
@@ -277,19 +288,40 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
             "errors": self.errors,
             "model_max_length": self.model_max_length,
             "padding_side": self.padding_side,
+            "special_text": self.special_text,
+            "split_special_tokens": self.special_text == "plain",
             "surrogates": self._surrogates,
             "tokenizer_class": "GPT2Tokenizer",
             "truncation_side": self.truncation_side,
             **self._roles,
         }
-        vocabulary = self._vocabulary
         return files.write_directory(
             save_directory,
-            Tables(vocabulary.base, vocabulary.merges, vocabulary.added),
+            self._vocabulary.tables(),
             settings,
             before=self.bos_token if self.add_bos_token else None,
             after=self.eos_token if self.add_eos_token else None,
         )
+
+    def save_vocabulary(
+        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
+    ) -> tuple[str, str]:
+        """Write vocab.json and merges.txt alone, without added tokens; returns their paths.
+
+        Args:
+            save_directory: created if it is not there; its other files stay.
+            filename_prefix: the files are then called ``<prefix>-vocab.json`` and so on.
+
+        Raises:
+            ArgumentError: the prefix is no part of a file name.
+            FileAccessError: the directory cannot be written; it is then as it was.
+        """
+        if filename_prefix and Path(filename_prefix).name != filename_prefix:
+            raise ArgumentError(
+                f"filename_prefix must be part of a file name, not a path: {filename_prefix!r:.200}"
+            )
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        return files.write_vocabulary(save_directory, self._vocabulary.tables(), prefix)
 
     def __repr__(self) -> str:
         return (

@@ -113,6 +113,10 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def tables(self) -> Tables:
+        """What files are to hold."""
+        return Tables(self.base, self.merges, self.added)
+
     def id_of(self, token: str) -> int | None:
         """The id of a token as the files spell it, None if there is none."""
         known = self._added_ids.get(token)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,6 +167,46 @@ def test_tensors_of_every_entry(tokenizer: GPT2Tokenizer) -> None:
     assert empty["length"].shape == (0,)
 
 
+# ------------------------------------------------------------------------------------ targets
+
+
+def test_targets_become_labels(tokenizer: GPT2Tokenizer) -> None:
+    both = tokenizer("the", text_target="hat", return_tensors="np")
+    assert list(both) == ["input_ids", "attention_mask", "labels"]
+    assert both["labels"].tolist() == [tokenizer.encode("hat")]
+    batch = tokenizer(["the", "a"], text_target=["hat", "hen"], padding=True)
+    assert batch["labels"] == tokenizer(["hat", "hen"], padding=True)["input_ids"]
+    assert tokenizer(text_target="hat") == tokenizer("hat")
+    pair = tokenizer("the", text_target="hat", text_pair_target="hen")
+    assert pair["labels"] == tokenizer.encode("hat", "hen")
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({}, "^text must be a string or a list of strings, not NoneType"),
+        ({"text_pair": "a"}, "^text must be"),
+        ({"text_pair_target": "a"}, "^text_target must be a string or a list"),
+        ({"text": "a", "text_target": 3}, "^text_target must be a string or a list"),
+        ({"text": "a", "text_target": ["a", 3]}, r"^text_target\[1\] must be a string, not int"),
+        (
+            {"text_target": ["a"], "text_pair_target": ["a", "b"]},
+            "^text_target has 1 entries, but text_pair_target has 2",
+        ),
+        (
+            {"text_target": ["a"], "text_pair_target": "b"},
+            "^text_pair_target must be a list of 1 texts, as text_target is a list",
+        ),
+        ({"text_target": ["a"], "text_pair_target": [2]}, r"^text_pair_target\[0\] must be"),
+    ],
+)
+def test_messages_name_the_text_that_is_wrong(
+    tokenizer: GPT2Tokenizer, texts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        tokenizer(**texts)
+
+
 # ------------------------------------------------------------------------------- special text
 
 
@@ -193,6 +235,45 @@ def test_special_text_is_a_token_plain_or_an_error(tokenizer: GPT2Tokenizer) -> 
         tokenizer(text, special_text=False)
 
 
+def test_the_policy_for_special_text_is_a_setting_too(
+    tokenizer: GPT2Tokenizer, tmp_path: Path
+) -> None:
+    text = "the<|endoftext|>"
+    plain = tokenizer.encode(text, special_text="plain")
+    assert tokenizer.encode(text, split_special_tokens=True) == plain
+    tokenizer.save_pretrained(tmp_path)
+    for setting in ({"special_text": "plain"}, {"split_special_tokens": True}):
+        setup: dict[str, Any] = setting
+        untrusting = GPT2Tokenizer.from_pretrained(tmp_path, **setup)
+        assert untrusting.special_text == "plain"
+        untrusting.save_pretrained(tmp_path / "plain")  # the setting survives
+        config = json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
+        assert config["split_special_tokens"] is True
+        restored = pickle.loads(pickle.dumps(untrusting))
+        for one in (untrusting, restored, GPT2Tokenizer.from_pretrained(tmp_path / "plain")):
+            assert one.encode(text) == one(text)["input_ids"] == plain
+            assert one.tokenize(text) == one.convert_ids_to_tokens(plain)
+            assert one.encode_batch([text]) == [plain]
+            assert one.encode_to_array([text], append_eos=False).tolist() == plain
+            assert one.encode(text, special_text="allow") == tokenizer.encode(text)
+            assert one.encode(text, split_special_tokens=False) == tokenizer.encode(text)
+    reloaded = GPT2Tokenizer.from_pretrained(tmp_path / "plain", special_text="error")
+    with pytest.raises(ArgumentError, match="special token"):
+        reloaded.encode(text)
+    reloaded.special_text = "none"  # type: ignore[assignment]
+    with pytest.raises(ArgumentError, match=r"special_text must be .* not 'none'"):
+        reloaded.encode("the")
+
+
+def test_the_two_names_of_the_policy_must_agree(tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    for text, split in (("allow", True), ("error", True), ("plain", False)):
+        with pytest.raises(ArgumentError, match=f"'{text}' and split.*={split} contradict"):
+            tokenizer("a", special_text=text, split_special_tokens=split)  # type: ignore[arg-type]
+    assert tokenizer("a", special_text="error", split_special_tokens=False) == tokenizer("a")
+    with pytest.raises(ArgumentError, match="split_special_tokens must be True or False, not 1"):
+        tokenizer("a", split_special_tokens=1)  # type: ignore[arg-type]
+
+
 def test_the_tokenizers_own_special_tokens_are_put_around_untrusted_text(
     tokenizer: GPT2Tokenizer,
 ) -> None:
@@ -211,6 +292,24 @@ def test_look_ups_are_those_of_the_call(tokenizer: GPT2Tokenizer) -> None:
     tokenizer.add_prefix_space = True
     assert batch[0].offsets == expected["offset_mapping"]
     assert batch[0].ids == batch["input_ids"]
+
+
+def test_tensors_can_be_made_later(tokenizer: GPT2Tokenizer) -> None:
+    batch = tokenizer(["the hat", "a fox"], padding=True, return_offsets_mapping=True)
+    expected = tokenizer(
+        ["the hat", "a fox"], padding=True, return_offsets_mapping=True, return_tensors="pt"
+    )
+    assert batch.convert_to_tensors("pt") is batch
+    for name in expected:
+        assert torch.equal(batch[name], expected[name])
+    with pytest.raises(ArgumentError, match="input_ids cannot be one tensor"):
+        tokenizer(["the", "the hat"]).convert_to_tensors("np")
+
+
+def test_the_number_of_texts_in_a_row(tokenizer: GPT2Tokenizer) -> None:
+    assert tokenizer("the").n_sequences == 1
+    assert tokenizer(["the", "a"], ["hat", "fox"]).n_sequences == 2
+    assert BatchEncoding({"input_ids": [[1]]}).n_sequences is None
 
 
 def test_look_ups_survive_a_pickle(tokenizer: GPT2Tokenizer) -> None:

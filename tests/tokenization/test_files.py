@@ -250,6 +250,25 @@ def test_the_huge_limit_of_other_versions_is_no_limit(
 # ------------------------------------------------------------------------------ broken files
 
 
+@pytest.mark.parametrize(("prefix", "names"), [(None, ""), ("new", "new-")])
+def test_the_vocabulary_alone(
+    full: GPT2Tokenizer, tmp_path: Path, prefix: str | None, names: str
+) -> None:
+    (tmp_path / "other.txt").write_text("stays")
+    paths = full.save_vocabulary(tmp_path, prefix)
+    assert paths == (str(tmp_path / f"{names}vocab.json"), str(tmp_path / f"{names}merges.txt"))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "other.txt",
+        f"{names}vocab.json",
+        f"{names}merges.txt",
+    }
+    again = GPT2Tokenizer(*paths)
+    assert again._vocabulary.base == full._vocabulary.base
+    assert again._vocabulary.merges == full._vocabulary.merges
+    with pytest.raises(ArgumentError, match=r"filename_prefix must be part .* '\.\./new'"):
+        full.save_vocabulary(tmp_path, "../new")
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(FileAccessError, match=r"vocab\.json"):
         GPT2Tokenizer.from_pretrained(tmp_path)
@@ -317,7 +336,8 @@ def test_broken_contents_are_the_arguments_fault() -> None:
         ("tokenizer_config.json", {"pad_token": 3}, r"config\.json: pad_token has a token without"),
         ("tokenizer_config.json", {"pad_token": {"content": ""}}, "pad_token has a token without"),
         ("tokenizer_config.json", {"padding_side": "up"}, r"config\.json: padding_side must be"),
-        ("tokenizer_config.json", {"split_special_tokens": True}, "=True cannot be honoured"),
+        ("tokenizer_config.json", {"split_special_tokens": 1}, "split_special_tokens must be True"),
+        ("tokenizer_config.json", {"special_text": "no"}, 'special_text must be "allow"'),
         ("tokenizer_config.json", {"errors": "maybe"}, "errors must be"),
         ("tokenizer_config.json", {"model_max_length": -3}, "model_max_length must be"),
         ("tokenizer_config.json", {"add_prefix_space": "no"}, "add_prefix_space must be"),

@@ -25,6 +25,18 @@ def test_vocabulary(tokenizer: GPT2Tokenizer) -> None:
     assert b"".join(pieces) == text.encode()
 
 
+def test_other_documented_names(tokenizer: GPT2Tokenizer) -> None:
+    token = AddedToken("<x>", lstrip=True)
+    tokenizer.add_tokens([token])
+    assert tokenizer.vocab == tokenizer.get_vocab()
+    assert tokenizer.added_tokens_encoder == {"<|endoftext|>": 0, "<x>": 300}
+    assert tokenizer.added_tokens_decoder[300] == token
+    tokenizer.model_max_length = 10
+    assert (tokenizer.max_len_single_sentence, tokenizer.max_len_sentences_pair) == (10, 10)
+    tokenizer.add_bos_token = True
+    assert (tokenizer.max_len_single_sentence, tokenizer.max_len_sentences_pair) == (9, 8)
+
+
 def test_unknown_tokens(tokenizer: GPT2Tokenizer) -> None:
     assert tokenizer.convert_tokens_to_ids("nonesuch") == tokenizer.unk_token_id == 0
     tokenizer.unk_token = None

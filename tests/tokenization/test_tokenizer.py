@@ -311,6 +311,15 @@ def test_what_are_no_ids(tokenizer: GPT2Tokenizer, ids: Any, error: type, messag
         tokenizer.convert_ids_to_tokens(ids)
 
 
+def test_decode_takes_no_unknown_argument(tokenizer: GPT2Tokenizer) -> None:
+    with pytest.raises(ArgumentTypeError, match="decode has no argument 'skip_special_token'; did"):
+        tokenizer.decode([0], skip_special_token=True)
+    with pytest.raises(ArgumentTypeError, match="batch_decode has no argument 'spaces_between_sp"):
+        tokenizer.batch_decode([[0]], spaces_between_special_tokens=True)
+    with pytest.raises(ArgumentTypeError, match="has no argument 'add_special_token'; did you"):
+        tokenizer.encode("the", add_special_token=True)
+
+
 def test_bytes_that_are_no_text(tokenizer: GPT2Tokenizer) -> None:
     half = tokenizer.encode("é")[:1]
     assert tokenizer.decode([*half, *tokenizer.encode("the")]) == "\ufffdthe"
