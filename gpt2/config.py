@@ -285,6 +285,10 @@ class GPT2Config:
 
     # -- files --------------------------------------------------------------------------------
 
+    def get_text_config(self, decoder: bool = False) -> Self:
+        """This config: as documented, where a model reads nothing but text. PEFT asks for it."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """A deep copy as plain data, in the form of a config.json."""
         plain = {

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from gpt2.config import GPT2Config
+from gpt2.errors import ArgumentError
 from gpt2.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from gpt2.generation.generate import generate
 from gpt2.generation.outputs import transition_scores
@@ -19,6 +20,7 @@ from gpt2.generation.prompt import CausalLM
 from gpt2.generation.run import Streamer
 from gpt2.generation.scoring import choose, perplexity, score
 from gpt2.generation.stopping import StoppingCriterion
+from gpt2.modeling.cache import KVCache, as_cache
 from gpt2.modeling.pretrained import GPT2PreTrainedModel
 from gpt2.storage.hub import Repository
 
@@ -77,7 +79,8 @@ class GenerativeModel(GPT2PreTrainedModel):
         ``prefix_allowed_tokens_fn``: (prompt row, its real ids so far) -> ids.
         ``streamer`` gets the prompt's ids, then those of each step (R,), then
         ``end()``. ``negative_prompt_ids`` (B, ·): what guidance_scale leads away
-        from, each row's last token where none are given.
+        from, each row's last token where none are given; all of it real but for
+        what ``negative_prompt_attention_mask`` (B, ·) says is padding.
 
         With return_dict_in_generate=True a GenerateDecoderOnlyOutput or
         GenerateBeamDecoderOnlyOutput is returned.
@@ -87,6 +90,13 @@ class GenerativeModel(GPT2PreTrainedModel):
         and SequenceLengthError where prompt and new tokens exceed n_positions
         without long_context="slide"; all of them before the first step.
         """
+        prepare = getattr(self.prepare_inputs_for_generation, "__func__", None)
+        if prepare is not GenerativeModel.prepare_inputs_for_generation:
+            raise ArgumentError(
+                "generate does not call prepare_inputs_for_generation, which was replaced on this "
+                "model, as prompt learning of PEFT does (PromptTuning, PrefixTuning, PTuning); "
+                "decode with forward and prepare_inputs_for_generation, or use LoRA or IA3"
+            )
         return generate(
             self,
             inputs,
@@ -111,6 +121,52 @@ class GenerativeModel(GPT2PreTrainedModel):
     ) -> Tensor:
         """The score of each generated token, (R, n); see gpt2.generation.outputs."""
         return transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    # -- what others' decoding loops call ---------------------------------------------------------
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: KVCache | Iterable[Sequence[Tensor]] | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        **inputs: Any,
+    ) -> dict[str, Any]:
+        """The forward arguments of one step of a decoding loop, as documented.
+
+        ``input_ids`` (B, n), all so far, are cut to those behind the cache, at
+        least one; ``token_type_ids`` and ``position_ids`` with them.
+        ``inputs_embeds`` stand for the ids of the first step, without a cache.
+        ``cache_position`` is not handed on: the cache knows. Everything else
+        is. PEFT calls this; generate of this library does not.
+        """
+        past = None
+        if past_key_values is not None:
+            past = as_cache(past_key_values, self.config.n_layer)
+        held = 0 if past is None else past.length
+        step: dict[str, Any] = {"past_key_values": past, "attention_mask": attention_mask}
+        if inputs_embeds is not None and held == 0:
+            step |= {"input_ids": None, "inputs_embeds": inputs_embeds}
+            columns = inputs_embeds.shape[1]
+        else:
+            columns = max(1, input_ids.shape[1] - held)
+            step["input_ids"] = input_ids[:, -columns:]
+        for name in ("token_type_ids", "position_ids"):
+            if inputs.get(name) is not None:
+                step[name] = inputs[name][:, -columns:]
+        return {**inputs, **step}
+
+    @staticmethod
+    def _reorder_cache(
+        past_key_values: KVCache | Iterable[Sequence[Tensor]], beam_idx: Tensor
+    ) -> KVCache:
+        """A cache of the rows ``beam_idx`` (N,) of another one, in their order, as documented."""
+        if not isinstance(past_key_values, KVCache):
+            past_key_values = KVCache.from_legacy_cache(past_key_values)
+        return past_key_values.select(beam_idx)
+
+    # -- loading and saving -----------------------------------------------------------------------
 
     def _read_extras(self, repository: Repository) -> None:
         path = repository.find(GENERATION_CONFIG_NAME)
