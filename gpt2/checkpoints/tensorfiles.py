@@ -1,4 +1,4 @@
-"""One file of tensors, read and written: safetensors, and the pickled .bin of old.
+"""Where tensors come from and go to: the common interface, and safetensors files.
 
 A safetensors file is an 8-byte length, a JSON header of that length, and the tensors' bytes,
 back to back (https://github.com/huggingface/safetensors). All of it is checked here before a
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -54,6 +52,11 @@ class Stored:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes that its values take."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
 
 class Scratch:
     """Memory that one tensor after another is read into, to be copied from.
@@ -67,7 +70,7 @@ class Scratch:
 
     def tensor(self, stored: Stored) -> torch.Tensor:
         """An uninitialised tensor of this shape and dtype; ends the use of the last one."""
-        size = torch.Size(stored.shape).numel() * stored.dtype.itemsize
+        size = stored.nbytes
         if size > self._bytes.numel():
             self._bytes = torch.empty(0, dtype=torch.uint8)  # let go before asking for more
             self._bytes = torch.empty(size, dtype=torch.uint8)
@@ -84,6 +87,14 @@ class TensorSource(Protocol):
     @property
     def entries(self) -> Mapping[str, Stored]:
         """Name -> shape and dtype, in the best order to read them."""
+
+    @property
+    def container(self) -> Mapping[str, Any]:
+        """What a training program kept beside the weights: its model's arguments and the like."""
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Name -> why, of what the file has besides the weights."""
 
     def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
         """The tensor as stored, and whether its memory is the caller's to keep.
@@ -123,6 +134,8 @@ class SafetensorsFile:
             self._file.close()
             raise
         self.entries: dict[str, Stored] = {name: stored for name, stored, _ in spans}
+        self.container: dict[str, Any] = {}
+        self.left_out: dict[str, str] = {}
         self._offsets = {name: start + begin for name, _, begin in spans}
 
     def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
@@ -274,7 +287,7 @@ def write_safetensors(
             raise StateDictError(
                 f"the tensor {name!r} is {stored.dtype}, which safetensors files cannot hold"
             )
-        size = torch.Size(stored.shape).numel() * stored.dtype.itemsize
+        size = stored.nbytes
         header[name] = {
             "dtype": _DTYPE_NAMES[stored.dtype],
             "shape": list(stored.shape),
@@ -305,109 +318,6 @@ def _little_endian(tensor: torch.Tensor) -> torch.Tensor:
     return swapped.view(-1).view(tensor.dtype).view(tensor.shape)
 
 
-# ---------------------------------------------------------------- .bin
-
-
-class PickledFile:
-    """The tensors of a .bin file, read by torch's restricted unpickler, which runs no code.
-
-    There is no second try with fewer restrictions.
-
-    Raises:
-        FileAccessError: the file cannot be opened or read.
-        FileFormatError: it is damaged, asks for more than tensors, or is no state dict.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.label = path.name
-        self._path = path
-        self._tensors = _unpickle(path)
-        self.entries: dict[str, Stored] = {
-            name: Stored(tuple(tensor.shape), tensor.dtype)
-            for name, tensor in self._tensors.items()
-        }
-        self._handed_out: set[int] = set()
-
-    def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
-        """The tensor ``name``, on the CPU. It can be had once: its memory is given away."""
-        tensor = self._tensors.pop(name).detach()
-        storage = tensor.untyped_storage()
-        # A tied or sliced tensor shares its memory, and is not the caller's to keep.
-        own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._handed_out
-        self._handed_out.add(storage.data_ptr())
-        return tensor, own
-
-    def close(self) -> None:
-        self._tensors.clear()
-
-
-def _unpickle(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
-            really = impostor(head)
-            if really:
-                raise FileFormatError(f"{path} is {really}")
-            if not head:
-                raise FileFormatError(f"{path} is empty. Download it again")
-            file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about storage classes that old files name
-                content = torch.load(file, map_location="cpu", weights_only=True)
-    except (FileFormatError, MemoryError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise FileAccessError(f"cannot read {path}: {error.strerror}") from error
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            raise FileFormatError(
-                f"{path} asks to run or build {wanted[1]}, which is not a tensor; it was not "
-                f"run. {_PREFER_SAFETENSORS}"
-            ) from error
-        raise FileFormatError(
-            f"{path} is damaged, or no file of tensors ({type(error).__name__}). Download it "
-            f"again. {_PREFER_SAFETENSORS}"
-        ) from error
-    if not isinstance(content, dict):
-        raise FileFormatError(
-            f"{path} must hold a dict of tensors by name, but holds {type(content).__name__}"
-        )
-    for name, tensor in content.items():
-        if not isinstance(name, str):
-            raise FileFormatError(f"{path}: the key {name!r:.200} is not a string")
-        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
-            kind = tensor.layout if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise FileFormatError(f"{path}: {name!r:.200} is not a plain tensor but {kind}")
-    return dict(content)
-
-
-_PREFER_SAFETENSORS = (
-    "Best ask its author for a .safetensors file, or convert it on a machine where running its "
-    "code does no harm"
-)
-
-
-def write_pickled(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a .bin file.
-
-    Raises:
-        FileAccessError: the file cannot be written.
-    """
-    try:
-        with open(path, "wb") as file:
-            torch.save({name: _compact(tensor) for name, tensor in tensors.items()}, file)
-    except (OSError, RuntimeError) as error:  # torch's writer hides the reason in the latter
-        reason = error.strerror if isinstance(error, OSError) else error.__context__ or error
-        raise FileAccessError(f"cannot write {path}: {reason}") from error
-
-
-def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    # torch saves the whole storage that a tensor is a view of.
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
 # ---------------------------------------------------------------- at hand
 
 
@@ -424,6 +334,8 @@ class StateDict:
             if tensor.is_meta:
                 raise StateDictError(f"{label}: {name!r} is on the meta device, without values")
         self.label = label
+        self.container: dict[str, Any] = {}
+        self.left_out: dict[str, str] = {}
         self._tensors = tensors
         self.entries: dict[str, Stored] = {
             name: Stored(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()

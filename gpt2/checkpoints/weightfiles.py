@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
-from gpt2.checkpoints.tensorfiles import PickledFile, SafetensorsFile
+from gpt2.checkpoints.pickledfiles import PickledFile
+from gpt2.checkpoints.tensorfiles import SafetensorsFile
 from gpt2.errors import ArgumentError, FileAccessError, FileFormatError
 from gpt2.storage.jsonfiles import read_json_object
 
@@ -46,6 +48,9 @@ class Kind:
 SAFETENSORS = Kind("model", "safetensors")
 PICKLED = Kind("pytorch_model", "bin")
 
+TRAINING_FILES = ("ckpt.pt", "model.pt")
+"""What nanoGPT and minGPT save; looked for last."""
+
 WEIGHT_FILE_PATTERNS = tuple(
     f"{kind.stem}{infix}"
     for kind in (SAFETENSORS, PICKLED)
@@ -80,23 +85,74 @@ def weight_file_patterns(variant: str | None = None) -> tuple[str, ...]:
     )
 
 
-def open_weight_files(
+class WeightFiles:
+    """The weight files of a repository, opened when first asked for; leaving the block closes them.
+
+    safetensors come before .bin, one file before shards, and both before `TRAINING_FILES`.
+    ``use_safetensors`` restricts to safetensors (True) or to the others (False); ``file`` names
+    the one file to take.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        file: str | None = None,
+    ) -> None:
+        self.repository = repository
+        self._variant = variant
+        self._use_safetensors = use_safetensors
+        self._file = file
+        self._stack = ExitStack()
+
+    @cached_property
+    def sources(self) -> list[TensorSource]:
+        """The opened files.
+
+        Raises:
+            ArgumentError: ``variant`` cannot be part of a file name, or ``file`` has an ending
+                that no weight file has.
+            FileAccessError: there are no weights; the message lists the names looked for.
+            FileFormatError: an index or a file is broken, or the two disagree.
+        """
+        if self._file is not None:
+            return [_open_named(self.repository, self._file, self._stack)]
+        return _open_weight_files(
+            self.repository, self._variant, self._use_safetensors, self._stack
+        )
+
+    @property
+    def container(self) -> dict[str, Any]:
+        """What a training program kept beside the weights."""
+        return {key: value for source in self.sources for key, value in source.container.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _open_named(repository: Repository, file: str, stack: ExitStack) -> TensorSource:
+    kind = {"safetensors": SAFETENSORS, "bin": PICKLED, "pt": PICKLED, "pth": PICKLED}.get(
+        file.rpartition(".")[2]
+    )
+    if kind is None:
+        raise ArgumentError(
+            f"{file!r} is not the name of a weight file: those end in .safetensors, .bin, .pt or "
+            ".pth; or give the directory that holds the model's files"
+        )
+    return _open(repository.require(file), kind, stack)
+
+
+def _open_weight_files(
     repository: Repository,
-    *,
     variant: str | None,
     use_safetensors: bool | None,
     stack: ExitStack,
 ) -> list[TensorSource]:
-    """Open the weights of a repository, in one file or in shards; ``stack`` closes them.
-
-    safetensors come before .bin, one file before shards. ``use_safetensors`` restricts to one
-    of the two.
-
-    Raises:
-        ArgumentError: ``variant`` cannot be part of a file name.
-        FileAccessError: there are no weights; the message lists the names looked for.
-        FileFormatError: an index or a file is broken, or the two disagree.
-    """
     check_variant(variant)
     kinds = {None: (SAFETENSORS, PICKLED), True: (SAFETENSORS,), False: (PICKLED,)}
     if use_safetensors not in kinds:
@@ -112,6 +168,12 @@ def open_weight_files(
             path = repository.find(name)
             if path is not None:
                 return _open_shards(repository, path, kind, stack)
+    if variant is None and use_safetensors is not True:
+        for name in TRAINING_FILES:
+            looked_for.append(name)
+            path = repository.find(name)
+            if path is not None:
+                return [_open(path, PICKLED, stack)]
     raise FileAccessError(
         f"{repository.name!r} has no weights: there is no {' and no '.join(looked_for)}"
         + _hint(repository, variant, use_safetensors)

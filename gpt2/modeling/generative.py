@@ -173,8 +173,8 @@ class GenerativeModel(GPT2PreTrainedModel):
         if path is not None:
             self.generation_config = GenerationConfig.from_json_file(path)
 
-    def _replaced_files(self, variant: str | None) -> list[str]:
-        return [*super()._replaced_files(variant), GENERATION_CONFIG_NAME]
+    def _extra_files(self) -> list[str]:
+        return [*super()._extra_files(), GENERATION_CONFIG_NAME]
 
     def _write_extras(self, stage: Path) -> None:
         self.generation_config.write_to(stage)

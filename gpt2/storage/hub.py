@@ -68,7 +68,7 @@ def open_repository(
             f"{name!r} is not a directory; give the directory that holds the model's files, "
             "or the name of a repository of the hub"
         )
-    if not _is_repo_id(name):
+    if not is_repo_id(name):
         raise FileAccessError(
             f"{name!r} is neither an existing directory nor the name of a repository of the hub "
             "('name' or 'owner/name', of letters, digits, '-', '_' and '.')"
@@ -78,7 +78,7 @@ def open_repository(
         folder,
         revision=_checked_revision(revision),
         cache_dir=cache_dir,
-        token=_checked_token(token),
+        token=checked_token(token),
         local_files_only=local_files_only,
         force_download=force_download,
     )
@@ -141,7 +141,7 @@ class _Directory(Repository):
             hint = (
                 f"; the local directory {self.name!r} was taken, not the hub's repository of "
                 "that name: to mean that one, work in another directory"
-                if _is_repo_id(self.name)
+                if is_repo_id(self.name)
                 else ""
             )
             raise FileAccessError(f"{self._directory} has no file {filename!r}{hint}")
@@ -235,7 +235,7 @@ class _HubRepository(Repository):
                 ) from error
             raise HubError(
                 f"{self._where(filename)}: it is not in the cache {self._cache}, and the hub "
-                f"gave no answer ({_reason(error.__cause__ or error)}). Check the connection "
+                f"gave no answer ({reason_of(error.__cause__ or error)}). Check the connection "
                 "(and HF_ENDPOINT, if set) and try again, or pass the path of a directory that "
                 "holds the files. local_files_only=True uses only what is cached"
             ) from error
@@ -278,7 +278,7 @@ class _HubRepository(Repository):
                 f"{where}: token=True asks for the stored token, and there is none; log in "
                 "with 'hf auth login', or pass the token itself"
             )
-        return HubError(f"{where}: the download failed ({_reason(error)}); try again")
+        return HubError(f"{where}: the download failed ({reason_of(error)}); try again")
 
     def _pin(self, commit: str | None) -> None:
         if self._commit is None and commit is not None and _COMMIT.fullmatch(commit):
@@ -324,7 +324,7 @@ _ONCE_ONLINE = (
 )
 
 
-def _is_repo_id(name: str) -> bool:
+def is_repo_id(name: str) -> bool:
     return (
         _REPO_ID.fullmatch(name) is not None
         and not any(part[0] in ".-" or part[-1] in ".-" for part in name.split("/"))
@@ -378,7 +378,7 @@ def _checked_revision(revision: str | None) -> str | None:
     return revision
 
 
-def _checked_token(token: str | bool | None) -> str | bool | None:
+def checked_token(token: str | bool | None) -> str | bool | None:
     # Never quoted: it is a secret. HTTP libraries quote a header that they refuse.
     if isinstance(token, str) and not (token.isascii() and token.isprintable() and token.strip()):
         raise ArgumentError("token is empty or holds characters that no token has")
@@ -422,7 +422,7 @@ def _header(error: Any, name: str) -> str | None:
     return headers.get(name) if headers is not None else None
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of an error, with its type: the hub's messages go on for paragraphs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__

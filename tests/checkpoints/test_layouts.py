@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2.checkpoints.layouts import HUGGING_FACE, block_numbers, core_name, model_name
-from gpt2.checkpoints.load import normalize_state_dict
+from gpt2.checkpoints.gpt2_tables import HUGGING_FACE
+from gpt2.checkpoints.layouts import block_numbers, core_name, model_name
 from gpt2.errors import StateDictError
 from tests.checkpoints.tiny import (
     CROSS_PROJECTIONS,
@@ -16,6 +16,7 @@ from tests.checkpoints.tiny import (
     assert_same,
     core_shapes,
     lm_shapes,
+    normalize_state_dict,
     random_tensors,
 )
 
@@ -71,9 +72,11 @@ def test_orientation_is_read_past_what_cannot_tell() -> None:
 @pytest.mark.parametrize("module", PROJECTIONS + CROSS_PROJECTIONS)
 def test_table_reads_both_ways(module: str) -> None:
     for prefix in ("", "transformer."):
-        name = f"{prefix}h.12.{module}.weight"
-        for row in (HUGGING_FACE.to_ours(name), HUGGING_FACE.to_stored(name)):
-            assert (row.stored, row.ours, row.transposed) == (name, name, True)
+        bare = f"h.12.{module}.weight"
+        row = HUGGING_FACE.to_ours(f"{prefix}{bare}")
+        assert (row.ours, row.transposed) == (bare, True)
+        (row,) = HUGGING_FACE.to_stored(f"{prefix}{bare}")
+        assert (row.stored, row.ours, row.transposed) == (prefix + bare, prefix + bare, True)
         assert not HUGGING_FACE.to_ours(f"{prefix}h.12.{module}.bias").transposed
 
 
@@ -94,6 +97,8 @@ def test_table_reads_both_ways(module: str) -> None:
 )
 def test_other_names_stand_as_they_are(name: str) -> None:
     row = HUGGING_FACE.to_ours(name)
+    assert (row.ours, row.transposed) == (core_name(name), False)
+    (row,) = HUGGING_FACE.to_stored(name)
     assert (row.stored, row.ours, row.transposed) == (name, name, False)
 
 

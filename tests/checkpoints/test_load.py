@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from gpt2.checkpoints.load import LoadedTensors, load_tensors, normalize_state_dict
+from gpt2.checkpoints.load import LoadedTensors
 from gpt2.checkpoints.save import write_checkpoint
 from gpt2.errors import ArgumentError, FileFormatError, StateDictError
 from gpt2.storage.hub import open_repository
@@ -21,6 +21,8 @@ from tests.checkpoints.tiny import (
     assert_same,
     core_shapes,
     lm_shapes,
+    load_tensors,
+    normalize_state_dict,
     random_tensors,
 )
 

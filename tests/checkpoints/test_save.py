@@ -13,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from gpt2.checkpoints.load import load_tensors
 from gpt2.checkpoints.save import write_checkpoint
 from gpt2.errors import ArgumentError, StateDictError
 from gpt2.storage.hub import open_repository
@@ -22,6 +21,7 @@ from tests.checkpoints.tiny import (
     as_conv1d,
     assert_same,
     lm_shapes,
+    load_tensors,
     random_tensors,
 )
 
@@ -117,8 +117,8 @@ PEAK = """
     import sys
     from pathlib import Path
     import torch
-    from gpt2.checkpoints.load import load_tensors
     from gpt2.checkpoints.save import write_checkpoint
+    from tests.checkpoints.tiny import load_tensors
     from gpt2.storage.hub import open_repository
 
     def peak():  # MB of memory that the process has had at once

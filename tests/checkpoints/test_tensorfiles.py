@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2.checkpoints import tensorfiles
-from gpt2.checkpoints.tensorfiles import PickledFile, SafetensorsFile, Stored, write_safetensors
+from gpt2.checkpoints.pickledfiles import PickledFile
+from gpt2.checkpoints.tensorfiles import SafetensorsFile, Stored, write_safetensors
 from gpt2.errors import FileAccessError, FileFormatError, StateDictError
 
 DTYPES = [

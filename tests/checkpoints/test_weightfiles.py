@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2.checkpoints.load import load_tensors
 from gpt2.checkpoints.save import WEIGHT_FILE_PATTERNS, weight_file_patterns, write_checkpoint
-from gpt2.checkpoints.weightfiles import PICKLED, SAFETENSORS, open_weight_files
+from gpt2.checkpoints.weightfiles import PICKLED, SAFETENSORS, WeightFiles
 from gpt2.errors import ArgumentError, FileAccessError, FileFormatError
 from gpt2.storage.hub import open_repository
+from tests.checkpoints.tiny import load_tensors
 
 
 def put(directory: Path, value: float, **options: Any) -> None:
@@ -177,10 +176,8 @@ def test_shard_that_is_a_link_to_elsewhere(tmp_path: Path) -> None:
 
 def test_files_are_closed(tmp_path: Path) -> None:
     put(tmp_path, 1, max_shard_size=4)
-    with ExitStack() as stack:
-        sources = open_weight_files(
-            open_repository(tmp_path), variant=None, use_safetensors=None, stack=stack
-        )
+    with WeightFiles(open_repository(tmp_path)) as weights:
+        sources = weights.sources
         for source in sources:
             source.read(next(iter(source.entries)))
     for source in sources:

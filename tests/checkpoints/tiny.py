@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from gpt2.checkpoints.load import LoadedTensors
+from gpt2.checkpoints.load import load_tensors as load
+from gpt2.checkpoints.match import Rules
+from gpt2.checkpoints.weightfiles import WeightFiles
+from gpt2.storage.hub import Repository
 
 D, F, V, P = 4, 8, 11, 6  # hidden, inner, vocabulary, positions
 PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -73,3 +81,25 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
         assert found[name].dtype == tensor.dtype, name
         assert found[name].is_contiguous(), name
         assert torch.equal(found[name], tensor), name
+
+
+def load_tensors(
+    repository: Repository,
+    expected: Shapes,
+    *,
+    dtype: Any = None,
+    device: str = "cpu",
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    **rules: Any,
+) -> LoadedTensors:
+    """Load the weight files of a repository."""
+    with WeightFiles(repository, variant=variant, use_safetensors=use_safetensors) as weights:
+        return load(weights, expected, Rules(**rules), dtype=dtype, device=device)
+
+
+def normalize_state_dict(
+    tensors: Tensors, expected: Shapes, *, dtype: Any = None, **rules: Any
+) -> LoadedTensors:
+    """Load a state dict at hand."""
+    return load(tensors, expected, Rules(**rules), dtype=dtype)
