@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gpt2.modeling.pretrained import GPT2PreTrainedModel as GPT2PreTrainedModel
     from gpt2.modeling.transformer import GPT2Model as GPT2Model
     from gpt2.tokenization.batching import BatchEncoding as BatchEncoding
+    from gpt2.tokenization.streaming import TextIteratorStreamer as TextIteratorStreamer
     from gpt2.tokenization.streaming import TextStreamer as TextStreamer
     from gpt2.tokenization.tokenizer import GPT2Tokenizer as GPT2Tokenizer
     from gpt2.tokenization.tokenizer import GPT2TokenizerFast as GPT2TokenizerFast
@@ -44,6 +45,7 @@ _HOMES = {
     "GPT2Tokenizer": "gpt2.tokenization.tokenizer",
     "GPT2TokenizerFast": "gpt2.tokenization.tokenizer",
     "GenerationConfig": "gpt2.generation.config",
+    "TextIteratorStreamer": "gpt2.tokenization.streaming",
     "TextStreamer": "gpt2.tokenization.streaming",
 }
 

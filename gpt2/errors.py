@@ -9,6 +9,7 @@ be right.
 from __future__ import annotations
 
 import difflib
+import queue
 from collections.abc import Iterable
 
 
@@ -50,6 +51,10 @@ class HubError(FileAccessError):
 
 class FileFormatError(GPT2Error, ValueError, OSError):
     """A file was read, but what it holds is broken or not what its name says."""
+
+
+class StreamTimeoutError(GPT2Error, TimeoutError, queue.Empty):
+    """No text came from the generating thread in the time that was given."""
 
 
 class StateDictError(GPT2Error, RuntimeError):

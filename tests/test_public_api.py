@@ -52,6 +52,7 @@ def test_the_documented_names_are_there() -> None:
         "GenerationConfig",
         "BatchEncoding",
         "TextStreamer",
+        "TextIteratorStreamer",
         "GPT2Error",
     } <= set(gpt2.__all__)
 
