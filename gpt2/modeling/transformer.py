@@ -272,9 +272,8 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"inputs_embeds has width {x.shape[-1]}; "
                 f"the model has n_embd = {self.config.n_embd}"
             )
-        dtype = self.wpe.weight.dtype
-        if inputs_embeds is not None and torch.promote_types(x.dtype, dtype) != dtype:
-            raise _other_dtype("inputs_embeds", x.dtype, dtype)
+        if inputs_embeds is not None:
+            _require_dtype("inputs_embeds", x, self.wpe.weight.dtype, or_narrower=True)
         if token_type_ids is not None:
             x = x + self.wte(token_type_ids)
         return x.flatten(0, -3) + self.wpe(position_ids)  # type: ignore[no-any-return]
@@ -315,18 +314,19 @@ class GPT2Model(GPT2PreTrainedModel):
                 f"encoder_hidden_states has shape {tuple(states.shape)}; "
                 f"expected ({batch_size}, length, {width})"
             )
-        dtype = self.wpe.weight.dtype
-        if states.dtype != dtype and not torch.is_autocast_enabled(states.device.type):
-            raise _other_dtype("encoder_hidden_states", states.dtype, dtype)
+        _require_dtype("encoder_hidden_states", states, self.wpe.weight.dtype)
         return encoder_visibility(
             mask, batch_size, states.shape[1], shape[-1], checks, as_segments=as_segments
         )
 
 
-def _other_dtype(name: str, found: torch.dtype, dtype: torch.dtype) -> ArgumentTypeError:
-    return ArgumentTypeError(
-        f"{name} is {found}, but the model is {dtype}; give {name}.to({dtype})"
-    )
+def _require_dtype(name: str, x: Tensor, dtype: torch.dtype, *, or_narrower: bool = False) -> None:
+    """Refuse another dtype than the model's; autocast sees to the dtypes itself."""
+    fits = torch.promote_types(x.dtype, dtype) == dtype if or_narrower else x.dtype == dtype
+    if not fits and not torch.is_autocast_enabled(x.device.type):
+        raise ArgumentTypeError(
+            f"{name} is {x.dtype}, but the model is {dtype}; give {name}.to({dtype})"
+        )
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:

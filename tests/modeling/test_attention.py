@@ -181,6 +181,62 @@ def test_dropout_in_training_keeps_the_mean_of_a_layer(backend: str) -> None:
     assert (draws == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.parametrize("backend", DENSE)
+@pytest.mark.parametrize("upcast", [False, True])
+def test_attentions_in_training_are_those_that_made_the_output(backend: str, upcast: bool) -> None:
+    """The weights given are after dropout, and the layer's output is made of them, all of it."""
+    module = attention(
+        attn_implementation=backend, attn_pdrop=0.4, reorder_and_upcast_attn=upcast
+    ).train()
+    factors = torch.tensor([1.0, 0.5, 0.0, 2.0])
+    torch.manual_seed(0)
+    out, weights = module(X, Visibility(), head_mask=factors[:, None, None], output_attentions=True)
+    assert weights is not None
+    v = module.split_heads(module.c_attn(X).chunk(3, -1)[2])
+    assert_close(out, module.c_proj(module.merge_heads(weights @ v)))
+    lower = torch.ones(5, 5).tril().bool().expand_as(weights)[:, :2]
+    dropped = (weights[:, :2][lower] == 0).float().mean().item()
+    assert dropped == pytest.approx(0.4, abs=0.15)
+    assert (weights[:, 2] == 0).all()
+    # what is left is scaled by 1 / (1 - p), and by the head's factor
+    still = module.eval()(X, Visibility(), output_attentions=True)[1]
+    kept = weights != 0
+    expected = (still * factors[:, None, None] / 0.6).expand_as(weights)
+    assert_close(weights[kept], expected[kept])
+
+
+@pytest.mark.parametrize("backend", DENSE)
+@pytest.mark.parametrize("weights", [True, False])
+def test_head_mask_in_training_scales_each_heads_output(backend: str, weights: bool) -> None:
+    """With the same draws it is c_proj's columns scaled, dropout and all."""
+    module = attention(attn_implementation=backend, attn_pdrop=0.4).train()
+    factors = torch.tensor([1.0, 0.0, 0.5, -2.0])
+    torch.manual_seed(0)
+    masked = module(X, Visibility(), head_mask=factors[:, None, None], output_attentions=weights)[0]
+    with torch.no_grad():
+        module.c_proj.weight *= factors.repeat_interleave(8)
+    torch.manual_seed(0)
+    assert_close(masked, module(X, Visibility(), output_attentions=weights)[0])
+    torch.manual_seed(1)
+    assert (masked - module(X, Visibility(), output_attentions=weights)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("backend", DENSE)
+def test_a_whole_model_in_training_has_the_mean_of_its_linear_part(backend: str) -> None:
+    """One layer's attention from the model itself: 3 000 equal rows in one batch."""
+    model = tiny_model(GPT2Model, n_layer=1, attn_implementation=backend, attn_pdrop=0.3).train()
+    found: list[Tensor] = []
+    model.h[0].attn.register_forward_hook(lambda _m, _i, out: found.append(out[0].detach()))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(IDS[:1].expand(3000, -1), attention_mask=torch.tensor([[0, 1, 1, 1, 1]] * 3000))
+        model.eval()(IDS[:1], attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
+    draws, expected = found[0][:, 1:], found[1][0, 1:]
+    error = draws.std(0) / 3000**0.5
+    assert ((draws.mean(0) - expected).abs() <= 5 * error).all()
+    assert (draws.std(0) > 0.01).all()
+
+
 def test_cross_attention_reads_the_encoder_through_its_mask() -> None:
     model = tiny_model(GPT2Model, add_cross_attention=True)
     states = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))

@@ -11,7 +11,7 @@ from torch import Tensor
 from gpt2 import GPT2LMHeadModel, GPT2Model
 from gpt2.errors import BackendError
 from gpt2.modeling.backends import attention_weights, get_backend
-from tests.helpers import assert_close, tiny_config, tiny_model
+from tests.helpers import assert_close, relative_error, tiny_config, tiny_model
 
 B, H, DH = 2, 3, 8
 DENSE = ("eager", "sdpa")  # flash_attention_2 has its own tests: test_flash.py
@@ -100,6 +100,31 @@ def test_dropout_keeps_the_mean(backend: str, masked: bool) -> None:
     ratio = draws[:, 0, 0, 0] / v[0, 0, 0, 0]
     assert (ratio == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert_close(ratio[ratio != 0].mean(), torch.tensor(1 / 0.7), 1e-5)
+
+
+@pytest.mark.parametrize("backend", DENSE)
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("sizes", [(5, 5), (2, 6)], ids=str)
+def test_dropout_has_the_mean_and_the_variance_of_theory(
+    backend: str, p: float, sizes: tuple[int, int]
+) -> None:
+    """out = Σ_j w_j m_j v_j / (1 − p) with m_j = 1 in 1 − p of the cases, each drawn by itself.
+
+    So the mean is Σ_j w_j v_j and the variance p / (1 − p) · Σ_j (w_j v_j)²; no
+    two outputs of different queries go together. Over 20 000 draws.
+    """
+    draws, scale = 20_000, 0.3
+    q, k, v = (t[:1] for t in qkv(*sizes))
+    weights = attention_weights(q, k, mask=None, scale=scale, causal=True)  # (1, H, T, S)
+    mean, variance = weights @ v, p / (1 - p) * weights.square() @ v.square()
+    torch.manual_seed(0)
+    many = (t.expand(draws, -1, -1, -1) for t in (q, k, v))
+    out = get_backend(backend)(*many, mask=None, scale=scale, causal=True, dropout_p=p)
+    assert ((out.mean(0) - mean[0]).abs() <= 5 * (variance[0] / draws).sqrt() + 1e-6).all()
+    assert relative_error(out.var(0), variance[0]) <= 0.1
+    centred = (out - mean)[:, 0, :, 0] / variance[0, 0, :, 0].sqrt()  # (draws, T)
+    together = (centred.T @ centred / draws - torch.eye(sizes[0])).fill_diagonal_(0)
+    assert together.abs().max() <= 5 / draws**0.5
 
 
 def test_weights_are_a_distribution_over_visible_keys() -> None:

@@ -116,6 +116,21 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], type[GPT2Error], list[str]]] = {
         SequenceLengthError,
         ["position_ids[0, 0] is 32", "n_positions = 32", "0 to 31"],
     ),
+    "position negative": (
+        {"input_ids": IDS, "position_ids": IDS * 0 - 1},
+        SequenceLengthError,
+        ["position_ids[0, 0] is -1", "n_positions = 32", "0 to 31"],
+    ),
+    "4-D mask of other heads": (
+        {"input_ids": IDS, "attention_mask": torch.zeros(2, 3, 5, 5)},
+        ArgumentError,
+        ["attention_mask", "(2, 3, 5, 5)", "3 heads", "has 4"],
+    ),
+    "wider embeds": (
+        {"inputs_embeds": EMBEDS.double()},
+        ArgumentTypeError,
+        ["inputs_embeds is torch.float64", "model is torch.float32", "inputs_embeds.to("],
+    ),
     "positions of other shape": (
         {"input_ids": IDS, "position_ids": IDS[:, :4]},
         ArgumentError,
@@ -211,6 +226,14 @@ def test_bad_arguments_of_the_head_are_refused(case: str) -> None:
             {"encoder_hidden_states": EMBEDS, "encoder_attention_mask": torch.ones(2, 4)},
             ["encoder_attention_mask", "(2, 4)", "(2, 5)"],
         ),
+        (
+            {"encoder_hidden_states": EMBEDS, "encoder_attention_mask": 2 * torch.ones(2, 5)},
+            ["encoder_attention_mask", "0 (padding) and 1", "it has 2"],
+        ),
+        (
+            {"encoder_hidden_states": EMBEDS, "encoder_attention_mask": EMBEDS[..., 0] / 0},
+            ["encoder_attention_mask", "0 (padding) and 1"],
+        ),
     ],
 )
 def test_encoder_states_of_another_shape_are_refused(
@@ -218,6 +241,29 @@ def test_encoder_states_of_another_shape_are_refused(
 ) -> None:
     model = tiny_model(add_cross_attention=True)
     refused(lambda: model(IDS, **arguments), ArgumentError, parts)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_states_wider_than_the_model_are_refused(kind: torch.dtype) -> None:
+    model = tiny_model(add_cross_attention=True).to(kind)
+    name = str(kind)
+    refused(
+        lambda: model(inputs_embeds=EMBEDS), ArgumentTypeError, ["inputs_embeds", "float32", name]
+    )
+    refused(
+        lambda: model(IDS, encoder_hidden_states=EMBEDS),
+        ArgumentTypeError,
+        ["encoder_hidden_states", "float32", name],
+    )
+    narrow = EMBEDS.to(kind)
+    assert model(inputs_embeds=narrow, encoder_hidden_states=narrow).logits.dtype == kind
+    whole = tiny_model()
+    assert_close(  # narrower ones are widened, as by any addition
+        whole(inputs_embeds=narrow).logits, whole(inputs_embeds=narrow.float()).logits
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        crossed = tiny_model(add_cross_attention=True)
+        assert crossed(IDS, encoder_hidden_states=EMBEDS.bfloat16()).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
