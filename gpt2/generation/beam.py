@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt2.generation.decoder import GuidedDecoder
 from gpt2.generation.outputs import GenerateBeamDecoderOnlyOutput
 from gpt2.generation.run import Run
 
@@ -76,7 +77,7 @@ class Finished:
     def __init__(self, run: Run, n: int) -> None:
         self.config = run.config
         self.best = Beams.start(run, n)
-        self.best.scores.fill_(OUT)
+        self.best.scores.fill_(-torch.inf)  # free places
         self.ended = torch.zeros(self.best.scores.shape, dtype=torch.bool, device=run.device)
         #: (B,) bool: rows whose sequences are final
         self.closed = self.ended[:, 0].clone()
@@ -95,7 +96,9 @@ class Finished:
     def add(self, found: Beams, ended: Tensor, length: int) -> None:
         """Keep those of ``found`` that have ``ended`` (B, j), of ``length`` new tokens."""
         ended = ended & ~self.closed[:, None]
-        scores = found.scores / length**self.config.length_penalty + OUT * ~ended
+        scores = found.scores / length**self.config.length_penalty
+        # Even an impossible sequence is better than a free place.
+        scores = scores.clamp(min=torch.finfo(scores.dtype).min).where(ended, -torch.inf)
         both = self.best.beside(Beams(found.ids, found.parents, scores))
         order = both.scores.topk(self.ended.shape[1]).indices
         self.best = both.pick(order)
@@ -196,14 +199,14 @@ def group_beam_search(run: Run) -> GenerateBeamDecoderOnlyOutput:
             totals = search.totals(scores, running[group]).flatten(1)
             places = best_candidates(totals, how_many(run, n))
             candidates = extend(running[group], totals, places, step, search.first + group * n)
-            ended = search.ended(candidates, step)
-            running[group] = settle(finished[group], candidates, ended, step)
+            over = finished[group].closed[:, None]  # those go on with fillers
+            running[group] = settle(
+                finished[group], candidates, search.ended(candidates, step), step
+            )
             finished[group].add(running[group], last[:, None].expand(-1, n), step + 1)
-
-            chosen = running[group].ids[:, :, step]
-            chosen = chosen.masked_fill(finished[group].closed[:, None], run.filler)
-            taken.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=taken.dtype))
             finished[group].close(last)
+            chosen = running[group].ids[:, :, step].masked_fill(over, run.filler)
+            taken.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=taken.dtype))
         if not search.goes_on(torch.cat(parts, dim=1).flatten(0, 1), finished, step):
             break
         search.feed(_side_by_side(running), step)
@@ -255,7 +258,9 @@ class Search:
 
     @property
     def log_probabilities(self) -> Tensor:
-        return self.logits.log_softmax(-1)
+        """(B · num_beams, V); what guidance has made is not normalised, as in the reference."""
+        guided = isinstance(self.run.decoder, GuidedDecoder)
+        return self.logits if guided else self.logits.log_softmax(-1)
 
     def process(self, scores: Tensor, running: Beams, step: int) -> Tensor:
         """``scores`` (B · k, V) of the k beams ``running``, after the processors."""

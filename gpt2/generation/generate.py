@@ -15,12 +15,14 @@ from gpt2.errors import ArgumentError, ArgumentTypeError, SequenceLengthError, T
 from gpt2.generation.beam import beam_search, group_beam_search
 from gpt2.generation.config import GenerationConfig
 from gpt2.generation.constrained import constrained_beam_search
+from gpt2.generation.contrastive import contrastive_search
 from gpt2.generation.decoder import Decoder, GuidedDecoder, SlidingDecoder
 from gpt2.generation.decoding import decode
 from gpt2.generation.outputs import GenerateOutput, Recorder
 from gpt2.generation.processors import processors_for
 from gpt2.generation.prompt import CausalLM, Prompt, prepare_prompt
 from gpt2.generation.run import Run, Streamer
+from gpt2.generation.speculative import assisted_decoding
 from gpt2.generation.stopping import Stopping, StoppingCriterion, StopStrings
 from gpt2.modeling.cache import KVCache, as_cache
 
@@ -31,6 +33,8 @@ METHODS: dict[str, Callable[[Run], GenerateOutput]] = {
     "beam": beam_search,
     "group_beam": group_beam_search,
     "constrained_beam": constrained_beam_search,
+    "contrastive": contrastive_search,
+    "assisted": assisted_decoding,
 }
 
 
@@ -257,6 +261,8 @@ def _negative_prompt(
             raise ArgumentError("guidance_scale with inputs_embeds needs negative_prompt_ids")
         ids = prompt.tokens()[:, -1:]
     names = ("negative_prompt_ids", "negative_prompt_attention_mask")
+    if mask is None and isinstance(ids, Tensor):
+        mask = torch.ones_like(ids)  # as the reference: no padding is read off these ids
     negative = prepare_prompt(model, config, ids, mask, None, names=names)
     if negative.rows != prompt.rows:
         raise ArgumentError(
