@@ -35,10 +35,11 @@ class Noise:
 
     def __init__(self, generators: list[torch.Generator] | None) -> None:
         self._generators, self._drawn = generators, dict[int, Tensor]()
-        self._next = 0
+        self._next = self._oldest = 0
 
     def at(self, step: int, like: Tensor) -> Tensor:
         """Of the new token number ``step``; ``like`` (R, V) are scores."""
+        step = max(step, self._oldest)  # only rows that have ended ask for what is forgotten
         while self._next <= step:
             noise = torch.empty_like(like)
             if self._generators is None:
@@ -52,6 +53,7 @@ class Noise:
 
     def forget_before(self, step: int) -> None:
         self._drawn = {at: noise for at, noise in self._drawn.items() if at >= step}
+        self._oldest = step
 
 
 class Chooser:
