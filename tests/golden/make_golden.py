@@ -66,6 +66,10 @@ PADDED = {
     "input_ids": IDS, "attention_mask": LEFT, "position_ids": LEFT_POSITIONS,
     "labels": LEFT_LABELS,
 }  # fmt: skip
+PADDED_PROMPT = {
+    "input_ids": IDS.masked_fill(LEFT == 0, 60), "attention_mask": LEFT,
+    "position_ids": LEFT_POSITIONS,
+}  # fmt: skip
 LABELLED = {"input_ids": IDS, "labels": IDS}
 ALL_SCALES = {
     "scale_attn_weights": False,
@@ -86,10 +90,14 @@ ENCODER = {
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward pass of an LM head; "labels" among the inputs asks for loss and gradients."""
+    """A forward pass; labels among the inputs ask for loss and gradients.
+
+    A head that is not in the model's file gets random weights, kept with the case.
+    """
 
     inputs: Mapping[str, Tensor]
     model: str = "plain"
+    cls: str = "GPT2LMHeadModel"
     config: Mapping[str, Any] = field(default_factory=dict)
     attentions: bool = False
 
@@ -120,6 +128,26 @@ FORWARDS: dict[str, Forward] = {
          **PAST}
     ),
     "legacy-past-head-mask": Forward({"input_ids": IDS[:, :1], "head_mask": PER_LAYER, **PAST}),
+    "head-mask-sequence": Forward(
+        {**PADDED_PROMPT, "labels": torch.tensor([1, 0]), "head_mask": PER_LAYER},
+        config={"pad_token_id": 60},
+        cls="GPT2ForSequenceClassification",
+    ),
+    "head-mask-tokens": Forward(
+        {**PADDED_PROMPT, "labels": (IDS % 2).masked_fill(LEFT == 0, -100), "head_mask": PER_HEAD},
+        cls="GPT2ForTokenClassification",
+    ),
+    "head-mask-span": Forward(
+        {"input_ids": IDS, "start_positions": torch.tensor([1, 3]),
+         "end_positions": torch.tensor([2, 6]), "head_mask": PER_LAYER},
+        cls="GPT2ForQuestionAnswering",
+    ),
+    "head-mask-choices": Forward(
+        {"input_ids": torch.stack([IDS, IDS.flip(1)], 1), "mc_labels": torch.tensor([1, 0]),
+         "mc_token_ids": torch.tensor([[6, 3], [2, 6]]),
+         "labels": torch.stack([IDS, IDS.flip(1)], 1), "head_mask": PER_LAYER},
+        cls="GPT2DoubleHeadsModel",
+    ),
     "pruned": Forward(LABELLED, model="pruned", attentions=True),
     "pruned-padded": Forward(PADDED, model="pruned"),
     "pruned-scales": Forward(LABELLED, model="pruned", config=ALL_SCALES),
@@ -160,11 +188,25 @@ def make_model(name: str, seed: int) -> Any:
     return model
 
 
-def load(name: str, config: Mapping[str, Any]) -> Any:
-    model = transformers.GPT2LMHeadModel.from_pretrained(
-        HERE / "models" / name, attn_implementation="eager", local_files_only=True, **config
-    )
+def load(name: str, config: Mapping[str, Any], cls: str = "GPT2LMHeadModel") -> Any:
+    model, info = getattr(transformers, cls).from_pretrained(
+        HERE / "models" / name, attn_implementation="eager", local_files_only=True,
+        output_loading_info=True, **config,
+    )  # fmt: skip
+    with torch.no_grad():
+        for seed, new in enumerate(sorted(info["missing_keys"])):
+            if new != "lm_head.weight":  # tied
+                model.get_parameter(new).copy_(normal(50 + seed, *model.get_parameter(new).shape))
     return model.eval()
+
+
+def head_weights(model: Any) -> dict[str, Tensor]:
+    """The parameters beside the core's and the tied head's."""
+    return {
+        f"head/{name}": parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith(("transformer.", "lm_head."))
+    }
 
 
 def nested_past(inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ...] | None:
@@ -174,28 +216,32 @@ def nested_past(inputs: Mapping[str, Tensor]) -> tuple[tuple[Tensor, Tensor], ..
 
 def run_forward(case: Forward) -> dict[str, Tensor]:
     """Expected tensors by name; a gradient's name is gradient/ and the parameter or input."""
-    model = load(case.model, case.config)
+    model = load(case.model, case.config, case.cls)
     inputs = {k: v.clone() for k, v in case.inputs.items() if not k.startswith("past_")}
     past = nested_past(case.inputs)
     floating = {k: v for k, v in inputs.items() if v.is_floating_point()}
-    if "labels" in inputs:
+    labelled = bool(inputs.keys() & {"labels", "start_positions"})
+    if labelled:
         for tensor in floating.values():
             tensor.requires_grad_()
-    output = model(
-        **inputs, past_key_values=past, use_cache=past is not None,
-        output_attentions=case.attentions, output_hidden_states=True,
-    )  # fmt: skip
-    expected = {"logits": output.logits, "last_hidden_state": output.hidden_states[-1]}
+    cached = {"past_key_values": past, "use_cache": True} if past is not None else {}
+    output = model(**inputs, **cached, output_attentions=case.attentions, output_hidden_states=True)
+    expected = head_weights(model) | {"last_hidden_state": output.hidden_states[-1]}
+    for name in ("logits", "mc_logits", "start_logits", "end_logits"):
+        if name in output:
+            expected[name] = output[name]
     for name in ("attentions", "cross_attentions"):
-        for layer, weights in enumerate(getattr(output, name) or ()):
+        for layer, weights in enumerate(getattr(output, name, None) or ()):
             expected[f"{name}.{layer}"] = weights
     if past is not None:
         for layer, pair in enumerate(output.past_key_values):
             for part, tensor in enumerate(pair):
                 expected[f"past_key_values.{layer}.{part}"] = tensor
-    if "labels" in inputs:
+    if labelled:
         expected["loss"] = output.loss
-        output.loss.backward()
+        if "mc_loss" in output:
+            expected["mc_loss"] = output.mc_loss
+        sum(output[name] for name in ("loss", "mc_loss") if name in output).backward()
         conv1d = transformers.pytorch_utils.Conv1D
         for name in GRADIENTS:
             parameter = model.transformer.get_parameter(name)
@@ -222,7 +268,7 @@ def write(
     name: str, inputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], about: dict[str, Any]
 ) -> None:
     tensors = {f"input/{k}": v for k, v in inputs.items()}
-    tensors |= {f"expected/{k}": v for k, v in expected.items()}
+    tensors |= {k if k.startswith("head/") else f"expected/{k}": v for k, v in expected.items()}
     about = {"transformers": VERSION, "torch": torch.__version__, **about}
     save_file(
         {k: v.detach().contiguous().clone() for k, v in tensors.items()},
@@ -245,7 +291,7 @@ def main() -> None:
     for seed, name in enumerate(MODELS):
         make_model(name, seed)
     for name, forward in FORWARDS.items():
-        about = {"model": forward.model, "config": dict(forward.config)}
+        about = {"model": forward.model, "config": dict(forward.config), "cls": forward.cls}
         about["attentions"] = forward.attentions
         write(f"forward-{name}", forward.inputs, run_forward(forward), about)
     for name, generation in GENERATIONS.items():
