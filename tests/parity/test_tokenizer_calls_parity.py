@@ -148,6 +148,11 @@ def outcome(tokenizer: Any, texts: tuple[Any, ...], arguments: dict[str, Any]) -
         return RuntimeError(str(error))
 
 
+def _as_in_vocabulary(token: str) -> str:
+    """Theirs have the white space that an added token took along, which is in no vocabulary."""
+    return token.strip() if token.strip() in ADDED else token
+
+
 def assert_rows_are_equal(mine: BatchEncoding, theirs: Any, context: Any) -> None:
     assert len(mine.encodings or ()) == len(theirs.encodings), context
     for index, expected in enumerate(theirs.encodings):
@@ -157,8 +162,7 @@ def assert_rows_are_equal(mine: BatchEncoding, theirs: Any, context: Any) -> Non
             *("special_tokens_mask", "word_ids", "sequence_ids"),
         ):
             assert getattr(row, name) == getattr(expected, name), (name, index, context)
-        # Theirs have the white space that an added token took along, which is in no vocabulary.
-        tokens = [t.strip() if t.strip() in ADDED else t for t in expected.tokens]
+        tokens = [_as_in_vocabulary(token) for token in expected.tokens]
         assert row.tokens == tokens, (index, context)
         for token in range(len(row)):
             assert mine.token_to_word(index, token) == theirs.token_to_word(index, token), context
@@ -222,6 +226,45 @@ def test_special_text_as_plain_text(pairs_of_tokenizers: list[tuple[Any, Any]]) 
         got = mine(text, special_text="plain", return_offsets_mapping=True)
         expected = theirs(text, split_special_tokens=True, return_offsets_mapping=True)
         assert dict(got) == dict(expected), text
+
+
+def test_special_text_as_plain_text_by_its_documented_name(
+    pairs_of_tokenizers: list[tuple[Any, Any]],
+) -> None:
+    rng = random.Random(10)
+    if not is_version_5():
+        pytest.skip("transformers 4.48 takes no split_special_tokens in a call")
+    for pair in pairs_of_tokenizers:
+        mine, theirs = (copy.deepcopy(tokenizer) for tokenizer in pair)
+        texts = [random_text(rng) for _ in range(100)]
+        split = {"split_special_tokens": True}
+        assert mine(texts, **split)["input_ids"] == theirs(texts, **split)["input_ids"]
+        mine.special_text, theirs.split_special_tokens = "plain", True
+        assert mine(texts)["input_ids"] == theirs(texts)["input_ids"]
+        for text in texts:
+            assert mine.tokenize(text) == [_as_in_vocabulary(t) for t in theirs.tokenize(text)]
+
+
+def test_targets(pairs_of_tokenizers: list[tuple[Any, Any]]) -> None:
+    rng = random.Random(12)
+    for mine, theirs in pairs_of_tokenizers:
+        for kind in (None, "pt"):
+            given: dict[str, Any] = {
+                name: [random_text(rng) or "a" for _ in range(3)]
+                for name in ("text", "text_pair", "text_target", "text_pair_target")
+            }
+            arguments = {"padding": True, "return_tensors": kind}
+            for left_out in ((), ("text_pair",), ("text", "text_pair"), ("text_pair_target",)):
+                some = {name: t for name, t in given.items() if name not in left_out}
+                got, expected = (t(**some, **arguments) for t in (mine, theirs))
+                assert list(got) == list(expected)
+                for name in expected:
+                    got_values, values = got[name], expected[name]
+                    if kind:
+                        got_values, values = got_values.tolist(), values.tolist()
+                    assert got_values == values, (name, some)
+        one = {"text": "the hat", "text_target": "the hen"}
+        assert dict(mine(**one)) == dict(theirs(**one))
 
 
 def equal_batches(mine: Any, theirs: Any) -> bool:

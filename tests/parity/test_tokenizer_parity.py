@@ -5,21 +5,27 @@ from __future__ import annotations
 import copy
 import json
 import random
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt2 import GPT2Tokenizer
+from gpt2.errors import ArgumentError
 from gpt2.tokenization import unicode_classes
 from gpt2.tokenization.added import AddedToken
 from gpt2.tokenization.byte_alphabet import to_bytes
 from gpt2.tokenization.pretokenization import split_words
+from tests.parity.record import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     Encode = Callable[[str], list[int]]
+    EncodeAll = Callable[[list[str]], list[list[int]]]
 
 SHARED = Path(__file__).parents[3] / "shared"
 VOCAB = SHARED / "gpt2-vocab"
@@ -40,13 +46,17 @@ def ours() -> GPT2Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def encode_tiktoken(ours: GPT2Tokenizer) -> Encode:
+def tiktoken_encoding(ours: GPT2Tokenizer) -> Any:
     tiktoken = pytest.importorskip("tiktoken")
     ranks = {to_bytes(token): id_ for token, id_ in ours.get_vocab().items() if token != END}
-    encoding = tiktoken.Encoding(
+    return tiktoken.Encoding(
         "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END: 50256}
     )
-    return lambda text: encoding.encode(text, allowed_special="all")
+
+
+@pytest.fixture(scope="module")
+def encode_tiktoken(tiktoken_encoding: Any) -> Encode:
+    return lambda text: tiktoken_encoding.encode(text, allowed_special="all")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +74,33 @@ def transformers_version() -> int:
 def encode_transformers(transformers_tokenizer: Any) -> Encode:
     backend = transformers_tokenizer.backend_tokenizer  # without the cost of the Python layer
     return lambda text: backend.encode(text).ids
+
+
+@pytest.fixture(scope="module")
+def references(tiktoken_encoding: Any, transformers_tokenizer: Any) -> dict[str, EncodeAll]:
+    """Name -> what encodes many texts."""
+    backend = transformers_tokenizer.backend_tokenizer
+    return {
+        "tiktoken": lambda texts: tiktoken_encoding.encode_batch(
+            texts, allowed_special="all", num_threads=1
+        ),
+        "transformers": lambda texts: [e.ids for e in backend.encode_batch_fast(texts)],
+    }
+
+
+def compare_all(
+    ours: GPT2Tokenizer, references: dict[str, EncodeAll], texts: list[str], what: str
+) -> None:
+    """Ids equal to both references', and the same text back."""
+    rows = [ours.encode(text) for text in texts]
+    for name, encode_all in references.items():
+        expected = encode_all(texts)
+        wrong = [t for t, row, ids in zip(texts, rows, expected, strict=True) if row != ids]
+        count(f"tokenizer: {what} compared with {name}", len(texts))
+        count(f"tokenizer: mismatches with {name}", len(wrong))
+        assert not wrong, (name, wrong[0])
+    assert [ours.decode(row) for row in rows] == texts
+    count(f"tokenizer: {what} that came back from their ids", len(texts))
 
 
 def chunks(code_points: Iterable[int]) -> Iterator[list[str]]:
@@ -155,29 +192,63 @@ def random_text(rng: random.Random) -> str:
     return "".join(rng.choice(kinds)() for _ in range(rng.randrange(1, 12)))
 
 
-def test_generated_texts(
-    ours: GPT2Tokenizer, encode_tiktoken: Encode, encode_transformers: Encode
-) -> None:
-    rng = random.Random(20261121)
-    for _ in range(30_000):
-        text = random_text(rng)
-        ids = ours.encode(text)
-        assert ids == encode_tiktoken(text), repr(text)
-        assert ids == encode_transformers(text), repr(text)
-        assert ours.decode(ids) == text, repr(text)
+@pytest.mark.parametrize("seed", range(10))
+def test_generated_texts(ours: GPT2Tokenizer, references: dict[str, EncodeAll], seed: int) -> None:
+    rng = random.Random(20261121 + seed)
+    texts = [random_text(rng) for _ in range(19_500)]  # 195 000 in all
+    compare_all(ours, references, texts, "generated texts")
 
 
-def test_a_whole_file(
-    ours: GPT2Tokenizer, encode_tiktoken: Encode, encode_transformers: Encode
+HYPOTHESIS_TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(
+        st.one_of(st.sampled_from(SNIPPETS + WHITE), st.characters(exclude_categories=["Cs"]))
+    ).map("".join),
+)
+
+
+def test_texts_of_hypothesis(ours: GPT2Tokenizer, references: dict[str, EncodeAll]) -> None:
+    @settings(max_examples=500, deadline=None, database=None)
+    @given(st.lists(HYPOTHESIS_TEXTS, min_size=20, max_size=40))
+    def check(texts: list[str]) -> None:
+        compare_all(ours, references, texts, "generated texts")
+
+    check()
+
+
+def test_lone_surrogates(
+    ours: GPT2Tokenizer, references: dict[str, EncodeAll], tiktoken_encoding: Any
 ) -> None:
-    path = SHARED / "text" / "shakespeare.txt"
-    if not path.is_file():
-        pytest.skip("needs ../shared/text/shakespeare.txt")
-    text = path.read_text("utf-8")
-    ids = ours.encode(text)
-    assert ids == encode_tiktoken(text)
-    assert ids == encode_transformers(text)
-    assert ours.decode(ids) == text
+    """Refused; or replaced as tiktoken replaces them, pairs of them being characters."""
+    rng = random.Random(7)
+    replacing = GPT2Tokenizer.from_pretrained(VOCAB, surrogates="replace")
+    for _ in range(5_000):
+        pieces = [random_text(rng), *(chr(rng.randrange(0xD800, 0xE000)) for _ in range(3))]
+        rng.shuffle(pieces)
+        text = "".join(pieces)
+        with pytest.raises(ArgumentError, match="lone surrogate"):
+            ours.encode(text)
+        # Between two special tokens tiktoken sees one surrogate of a pair at a time.
+        ids = replacing.encode(text, special_text="plain")
+        assert ids == tiktoken_encoding.encode_ordinary(text), repr(text)
+        read = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        assert replacing.encode(text) == references["transformers"]([read])[0], repr(text)
+        assert replacing.decode(ids) == read
+    count("tokenizer: texts with lone surrogates refused, and replaced as tiktoken does", 5_000)
+
+
+def whole_files() -> list[str]:
+    """Prose, this repository's README, and a part of Python's own library."""
+    library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[::3]
+    paths = [SHARED / "text" / "shakespeare.txt", Path(__file__).parents[2] / "README.md", *library]
+    # As bytes, so that \r\n stays \r\n.
+    return [path.read_bytes().decode("utf-8") for path in paths if path.is_file()]
+
+
+def test_whole_files(ours: GPT2Tokenizer, references: dict[str, EncodeAll]) -> None:
+    texts = whole_files()
+    assert sum(map(len, texts)) > 1_000_000
+    compare_all(ours, references, texts, "whole files")
 
 
 def test_long_words(ours: GPT2Tokenizer, encode_tiktoken: Encode) -> None:
