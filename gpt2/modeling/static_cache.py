@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError
 from gpt2.fieldchecks import check_whole
-from gpt2.modeling.cache import Buffer, EncoderColumns, KeyValue, KVCache
+from gpt2.modeling.cache import Buffer, EncoderColumns, KeyValue, KVCache, is_frozen
 
 
 class StaticCache(KVCache):
@@ -85,6 +85,8 @@ class StaticCache(KVCache):
 
         ``mask`` is (B, C) bool over all columns, True at those to come, or None.
         """
+        if is_frozen(self.position):  # made in inference mode, and not there any more: a copy
+            vars(self).update(vars(self.select(torch.arange(self.batch_size or 0))))
         self._columns_written = self.next_columns(columns)
         self.mask = mask
         return self
