@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gpt2.config import GPT2Config as GPT2Config
     from gpt2.errors import GPT2Error as GPT2Error
     from gpt2.generation.config import GenerationConfig as GenerationConfig
+    from gpt2.inspection import inspect_checkpoint as inspect_checkpoint
+    from gpt2.inspection import verify_checkpoint as verify_checkpoint
     from gpt2.modeling.classifiers import GPT2ForQuestionAnswering as GPT2ForQuestionAnswering
     from gpt2.modeling.classifiers import (
         GPT2ForSequenceClassification as GPT2ForSequenceClassification,
@@ -47,6 +49,8 @@ _HOMES = {
     "GenerationConfig": "gpt2.generation.config",
     "TextIteratorStreamer": "gpt2.tokenization.streaming",
     "TextStreamer": "gpt2.tokenization.streaming",
+    "inspect_checkpoint": "gpt2.inspection",
+    "verify_checkpoint": "gpt2.inspection",
 }
 
 __all__ = ["__version__", *_HOMES]

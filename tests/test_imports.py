@@ -43,6 +43,7 @@ FLOORS = {
     "gpt2.generation": 4,
     "gpt2.modeling": 5,
     "gpt2.inference": 6,
+    "gpt2.inspection": 6,
     "gpt2.training": 6,
     "gpt2": 7,
 }

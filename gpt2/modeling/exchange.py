@@ -189,7 +189,7 @@ class FileExchange(Trainable):
             model = cls.from_config(chosen, device="meta")
             report = model._take(
                 weights if state_dict is None else state_dict,
-                model._rules(ignore_mismatched_sizes, allow_missing, allow_unexpected),
+                model.loading_rules(ignore_mismatched_sizes, allow_missing, allow_unexpected),
                 wanted_dtype,
                 wanted_device,
                 notes,
@@ -239,7 +239,7 @@ class FileExchange(Trainable):
         ) as weights:
             return self._take(
                 weights,
-                self._rules(ignore_mismatched_sizes, allow_missing, allow_unexpected),
+                self.loading_rules(ignore_mismatched_sizes, allow_missing, allow_unexpected),
                 parameter.dtype if dtype is None else chosen_dtype(dtype, None),
                 chosen_device(device, None),
             )
@@ -266,12 +266,13 @@ class FileExchange(Trainable):
             return GPT2Config.from_pretrained(config, **where, **overrides), []
         return read_config(weights, overrides, look_inside=look_inside)
 
-    def _rules(
+    def loading_rules(
         self,
-        ignore_mismatched_sizes: bool,
-        allow_missing: Sequence[str],
-        allow_unexpected: Sequence[str],
+        ignore_mismatched_sizes: bool = False,
+        allow_missing: Sequence[str] = (),
+        allow_unexpected: Sequence[str] = (),
     ) -> Rules:
+        """What a checkpoint of this model may lack or have besides, and what is tied."""
         return Rules(
             tied=self.tied_weights if self.config.tie_word_embeddings else {},
             may_initialize=(*self.may_initialize, *_patterns("allow_missing", allow_missing)),
@@ -279,7 +280,8 @@ class FileExchange(Trainable):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
 
-    def _expected(self) -> dict[str, tuple[int, ...]]:
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every parameter, a tied one under each of its names."""
         return {name: tuple(p.shape) for name, p in self.named_parameters(remove_duplicate=False)}
 
     def _take(
@@ -292,7 +294,7 @@ class FileExchange(Trainable):
     ) -> LoadReport:
         """Load tensors and adopt them; all of them are read before the first is adopted."""
         loaded = load_tensors(
-            weights, self._expected(), rules, dtype=dtype, device=device, notes=notes
+            weights, self.expected_shapes(), rules, dtype=dtype, device=device, notes=notes
         )
         self._adopt(loaded.tensors, loaded.report, device)
         loaded.report.model_class = type(self).__name__
