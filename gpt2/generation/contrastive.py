@@ -11,6 +11,7 @@ from torch import Tensor
 from gpt2.errors import ArgumentError
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
+from gpt2.generation.prompt import ABSENT
 from gpt2.generation.run import Run
 
 
@@ -51,8 +52,7 @@ def contrastive_search(run: Run) -> GenerateDecoderOnlyOutput:
 
     new = torch.full((size, run.new_tokens), run.filler, dtype=torch.int64, device=device)
     going = torch.ones(size, dtype=torch.bool, device=device)
-    if streamer is not None:
-        streamer.put(run.given_ids(new[:, :0]).cpu())
+    run.stream_prompt()
     for step in range(run.new_tokens):
         scores = run.process(logits, new[:, :step])
         run.recorder.add(decoder, logits, scores)
@@ -67,8 +67,9 @@ def contrastive_search(run: Run) -> GenerateDecoderOnlyOutput:
         context[:, column] = ahead[rows, picked]
         new[:, step] = candidates[rows, picked].where(going, run.filler)
         broken = run.broken(logits, scores) & going
+        streamed = new[:, step].where(going, ABSENT)
         going = going & ~run.ended(new[:, : step + 1])
-        tokens, still, wrong = torch.stack([new[:, step], going, broken]).tolist()
+        tokens, still, wrong = torch.stack([streamed, going, broken]).tolist()
         if any(wrong):
             raise run.refuse_broken(logits[wrong.index(1)], step)
         if streamer is not None:

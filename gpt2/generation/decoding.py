@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
+from gpt2.generation.prompt import ABSENT
 from gpt2.generation.run import Run
 
 
@@ -52,8 +53,7 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
     present, generators = list(range(size)), run.generators
     strings, texts = run.stopping.strings, [list[int]() for _ in present]
     going = torch.ones(size, dtype=torch.bool, device=device)  # of those, the ones not ended
-    if streamer is not None:
-        streamer.put(run.given_ids(new[:, :0], prompt_rows).cpu())
+    run.stream_prompt(prompt_rows)
 
     for step in range(run.new_tokens):
         so_far = new[rows, :step]
@@ -67,12 +67,12 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
         new[rows, step] = tokens
         ended = run.ended_on_device(new[rows, : step + 1], prompt_rows[rows])
         broken = run.broken(logits, scores) & going
-        facts = torch.stack([tokens, ~going | ended, broken])
+        facts = torch.stack([tokens.where(going, ABSENT), ~going | ended, broken])
         on_host, over, wrong = facts.tolist()  # the step's one synchronisation
         if any(wrong):
             raise run.refuse_broken(logits[wrong.index(1)], step)
         if streamer is not None:
-            column = torch.full((size,), run.filler)
+            column = torch.full((size,), ABSENT)
             column[present] = torch.tensor(on_host)
             streamer.put(column)
         for i, token in enumerate(on_host if strings is not None else ()):

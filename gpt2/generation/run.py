@@ -14,7 +14,8 @@ In every step it asks, for rows of its own (R' of them, whose prompt rows are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,11 +32,28 @@ from gpt2.generation.stopping import Stopping
 
 
 class Streamer(Protocol):
-    """The documented protocol: the prompt's ids first, then each step's, then ``end``."""
+    """The documented protocol: the prompt's ids (R, W), each step's (R,), then ``end``.
+
+    ABSENT (−1) stands for padding of the prompt, which comes first in its row,
+    and in a step for a row that has ended before. A streamer may have a method
+    ``fail(error)``, which is called in place of ``end`` if generation raises.
+    """
 
     def put(self, value: Tensor) -> None: ...
 
     def end(self) -> None: ...
+
+
+@contextmanager
+def errors_told_to(streamer: Streamer | None) -> Iterator[None]:
+    """Tell the streamer of an error on its way to the caller: another thread may be waiting."""
+    try:
+        yield
+    except BaseException as error:
+        fail = getattr(streamer, "fail", None)
+        if fail is not None:
+            fail(error)
+        raise
 
 
 @dataclass
@@ -79,6 +97,12 @@ class Run:
         if ids is None:
             return new
         return torch.cat([ids if rows is None else ids[rows], new], dim=1)
+
+    def stream_prompt(self, rows: Tensor | None = None) -> None:
+        """Give the streamer, if there is one, the ids of the prompt, (R, W); (R, 0) of none."""
+        if self.streamer is not None:
+            tokens = self._tokens if self.prompt.ids is not None else self._tokens[:, :0]
+            self.streamer.put((tokens if rows is None else tokens[rows]).cpu())
 
     def process(self, scores: Tensor, new: Tensor, rows: Tensor | None = None) -> Tensor:
         """``scores`` (R, V) after all processors, where ``new`` (R, n) are the ids so far.

@@ -22,6 +22,7 @@ from gpt2.errors import ArgumentError, ArgumentTypeError, SequenceLengthError
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.drafting import Draft, LookupDraft, ModelDraft, Rows, padded
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
+from gpt2.generation.prompt import ABSENT
 from gpt2.generation.run import Run
 
 DEFAULT_NGRAM = 2  # the documented default of max_matching_ngram_size
@@ -103,14 +104,7 @@ class Sequences:
             name: [[] for _ in self.new] for name in run.recorder.wanted
         }
         self._streamed = 0
-        if run.streamer is not None:
-            run.streamer.put(self.prompt_ids().cpu())
-
-    def prompt_ids(self) -> Tensor:
-        """The documented first thing that a streamer gets: the prompt's ids, (R, W)."""
-        rows = torch.tensor(self.prompt_rows, device=self.run.device)
-        nothing = torch.empty(len(rows), 0, dtype=torch.int64, device=rows.device)
-        return self.run.given_ids(nothing, rows)
+        run.stream_prompt(torch.tensor(self.prompt_rows, device=run.device))
 
     def append(self, scores: Tensor, processed: Tensor, chosen: Tensor, guesses: Rows) -> list[int]:
         """Add what was chosen as long as the guesses hold; returns how many tokens to each row."""
@@ -164,7 +158,7 @@ class Sequences:
             return
         ready = self.shortest() if any(self.going) else max(map(len, self.new))
         for column in range(self._streamed, ready):
-            tokens = [new[column] if column < len(new) else self.run.filler for new in self.new]
+            tokens = [new[column] if column < len(new) else ABSENT for new in self.new]
             self.run.streamer.put(torch.tensor(tokens))
         self._streamed = ready
 

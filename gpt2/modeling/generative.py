@@ -17,7 +17,7 @@ from gpt2.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from gpt2.generation.generate import generate
 from gpt2.generation.outputs import transition_scores
 from gpt2.generation.prompt import CausalLM
-from gpt2.generation.run import Streamer
+from gpt2.generation.run import Streamer, errors_told_to
 from gpt2.generation.scoring import choose, perplexity, score
 from gpt2.generation.stopping import StoppingCriterion
 from gpt2.modeling.cache import KVCache, as_cache
@@ -77,10 +77,11 @@ class GenerativeModel(GPT2PreTrainedModel):
         included. ``stopping_criteria``: functions (input_ids, scores) -> bool or
         (R,) bool tensor, where scores are what output_scores collects, else None.
         ``prefix_allowed_tokens_fn``: (prompt row, its real ids so far) -> ids.
-        ``streamer`` gets the prompt's ids, then those of each step (R,), then
-        ``end()``. ``negative_prompt_ids`` (B, ·): what guidance_scale leads away
-        from, each row's last token where none are given; all of it real but for
-        what ``negative_prompt_attention_mask`` (B, ·) says is padding.
+        ``streamer`` gets the prompt's ids, then those of each step (R,), −1 where
+        a row has ended, then ``end()``, or ``fail(error)`` where it has that.
+        ``negative_prompt_ids`` (B, ·): what guidance_scale leads away from, each
+        row's last token where none are given; all of it real but for what
+        ``negative_prompt_attention_mask`` (B, ·) says is padding.
 
         With return_dict_in_generate=True a GenerateDecoderOnlyOutput or
         GenerateBeamDecoderOnlyOutput is returned.
@@ -97,20 +98,21 @@ class GenerativeModel(GPT2PreTrainedModel):
                 "model, as prompt learning of PEFT does (PromptTuning, PrefixTuning, PTuning); "
                 "decode with forward and prepare_inputs_for_generation, or use LoRA or IA3"
             )
-        return generate(
-            self,
-            inputs,
-            generation_config,
-            logits_processor,
-            stopping_criteria,
-            prefix_allowed_tokens_fn,
-            synced_gpus,
-            assistant_model,
-            streamer,
-            negative_prompt_ids,
-            negative_prompt_attention_mask,
-            **arguments,
-        )
+        with errors_told_to(streamer):
+            return generate(
+                self,
+                inputs,
+                generation_config,
+                logits_processor,
+                stopping_criteria,
+                prefix_allowed_tokens_fn,
+                synced_gpus,
+                assistant_model,
+                streamer,
+                negative_prompt_ids,
+                negative_prompt_attention_mask,
+                **arguments,
+            )
 
     def compute_transition_scores(
         self,
