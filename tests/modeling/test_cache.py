@@ -92,6 +92,28 @@ def test_the_callers_tuples_are_never_written_to() -> None:
         assert torch.equal(v, v0)
 
 
+def test_a_none_behind_the_pairs_is_nothing() -> None:
+    """transformers' own caches yield one."""
+    model = tiny_model(GPT2Model)
+    past = model(IDS[:, :8]).past_key_values
+    out = model(IDS[:, 8:], past_key_values=[(*pair, None) for pair in past])
+    assert_close(out.last_hidden_state, model(IDS).last_hidden_state[:, 8:])
+
+
+def test_another_dtype_or_device_is_refused() -> None:
+    past = tiny_model(GPT2Model).half()(IDS[:, :8]).past_key_values
+    model = tiny_model(GPT2Model)
+    with pytest.raises(ArgumentError, match=r"layer 0 is torch.float16 on cpu.*torch.float32 on"):
+        model(IDS[:, 8:], past_key_values=past)
+    meta = [tuple(t.float().to("meta") for t in pair) for pair in past]
+    with pytest.raises(ArgumentError, match=r"on meta, the model's new tokens are .* on cpu"):
+        model(IDS[:, 8:], past_key_values=meta)
+    past = model(IDS[:, :8]).past_key_values
+    with torch.autocast("cpu", torch.bfloat16):  # there dtypes may mix
+        out = model(IDS[:, 8:], past_key_values=past).last_hidden_state
+    assert_close(out, model(IDS).last_hidden_state[:, 8:], 2e-2)
+
+
 @pytest.mark.parametrize("form", [tuple, list, iter])
 def test_legacy_pairs_are_accepted_in_any_sequence(form: type) -> None:
     model = tiny_model(GPT2Model)
@@ -129,6 +151,14 @@ def test_reads_like_a_tuple_of_pairs() -> None:
         assert torch.equal(keys, pairs[layer][0])
         assert not torch.equal(keys, values)
     assert torch.equal(cache[-1][0], cache[1][0])
+    assert isinstance(cache[:1], tuple)
+    assert [len(cache[part]) for part in (slice(1), slice(-1, None), slice(5))] == [1, 1, 2]
+    assert torch.equal(cache[1:][0][1], cache[1][1])
+    with pytest.raises(IndexError):
+        cache[2]
+    assert cache.get_max_cache_shape() is None
+    assert cache.get_max_length() is None
+    assert cache.get_seq_length(1) == 5
     assert "length=5" in repr(cache)
     back = KVCache.from_legacy_cache(pairs)
     assert back.length == 5
@@ -251,13 +281,47 @@ def test_no_cache_in_training_unless_asked() -> None:
         assert tiny_model(cls, use_cache=False)(IDS).past_key_values is None
 
 
-def test_a_cache_made_in_inference_mode_can_be_read_outside() -> None:
-    model = tiny_model(GPT2Model)
-    with torch.inference_mode():
-        past = model(IDS[:, :8], past_key_values=KVCache(2, capacity=12)).past_key_values
+MODES = {
+    "grad": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "real"])
+@pytest.mark.parametrize("second", MODES)
+@pytest.mark.parametrize("first", MODES)
+def test_a_cache_made_in_one_mode_goes_on_in_another(
+    first: str, second: str, padded: bool, backend: str
+) -> None:
+    model = tiny_model(GPT2Model, attn_implementation=backend)
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, :3] = 0 if padded else 1
+    real = mask[:, 10:].bool()
     with torch.no_grad():
-        out = model(IDS[:, 8:], past_key_values=past).last_hidden_state
-        assert_close(out, model(IDS).last_hidden_state[:, 8:])
+        expected = model(IDS, attention_mask=mask).last_hidden_state[:, 10:]
+    with MODES[first]():
+        start = KVCache(2, capacity=14)
+        past = model(IDS[:, :8], past_key_values=start, attention_mask=mask[:, :8]).past_key_values
+        if padded:
+            past = past.select(torch.tensor([0, 1]))
+    with MODES[second]():
+        past = model(IDS[:, 8:10], past_key_values=past).past_key_values
+        out = model(IDS[:, 10:], past_key_values=past).last_hidden_state
+    assert_close(out[real], expected[real])
+    if second != "grad":
+        return
+    out[real].square().sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    with torch.set_grad_enabled(first == "grad"):
+        before = model(IDS[:, :8], attention_mask=mask[:, :8]).past_key_values
+        pairs = [tuple(t.clone() for t in pair) for pair in before]
+    states = model(IDS[:, 8:], past_key_values=pairs, attention_mask=mask).last_hidden_state
+    states[:, 2:][real].square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert_close(found[name], parameter.grad, what=name)
 
 
 # -- reshaping the batch ------------------------------------------------------------------------
@@ -276,6 +340,40 @@ def test_select_copies_rows(rows: Tensor) -> None:
         out = model(IDS[rows, 8:], past_key_values=chosen)
     assert torch.equal(chosen.mask, mask.bool()[rows])
     assert_close(out.last_hidden_state, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [
+        (lambda c: c.reorder_cache(torch.tensor([1, 0])), [1, 0]),
+        (lambda c: c.batch_select_indices(torch.tensor([1, 1, 0])), [1, 1, 0]),
+        (lambda c: c.batch_repeat_interleave(2), [0, 0, 1, 1]),
+    ],
+)
+def test_the_documented_methods_change_the_cache(change: object, rows: list[int]) -> None:
+    model = tiny_model(GPT2Model)
+    mask = torch.tensor([[1] * 8, [0, 0, 0] + [1] * 5])
+    with torch.no_grad():
+        past = model(IDS[:, :8], attention_mask=mask).past_key_values
+        expected = model(IDS[:, 8:], past_key_values=past).last_hidden_state[rows]
+        assert change(past) is past  # type: ignore[operator]
+        out = model(IDS[rows, 8:], past_key_values=past)
+    assert past.batch_size == len(rows)
+    assert_close(out.last_hidden_state, expected)
+    assert KVCache(2).batch_repeat_interleave(2).batch_size is None
+
+
+def test_reorder_cache_of_the_class() -> None:
+    """As documented: a static method, which takes tuples as well and changes nothing."""
+    model = tiny_model()
+    rows = torch.tensor([1, 0])
+    with torch.no_grad():
+        past = model(IDS[:, :8]).past_key_values
+        expected = model(IDS[:, 8:], past).logits[rows]
+        for given in (past, past.to_legacy_cache()):
+            chosen = model._reorder_cache(given, rows)
+            assert_close(model(IDS[rows, 8:], chosen).logits, expected)
+        assert_close(model(IDS[:, 8:], past).logits[rows], expected)
 
 
 @pytest.mark.parametrize("length", [6, -2])
