@@ -312,15 +312,21 @@ def _expect(path: Path, name: str, value: Any, allowed: tuple[Any, ...]) -> None
 # ---------------------------------------------------------------------------------- writing
 
 
-def write_directory(
-    directory: str | os.PathLike[str],
+FILE_NAMES = (
+    "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json",
+)  # fmt: skip
+
+
+def write_files(
+    stage: Path,
     tables: Tables,
     settings: dict[str, Any],
     *,
     before: str | None,
     after: str | None,
-) -> tuple[Path, ...]:
-    """Write every form of the files, all or none; returns their paths.
+) -> list[str]:
+    """Write every form of the files into a directory that is being staged; returns their names.
 
     Args:
         tables: what to write, unchecked.
@@ -329,16 +335,12 @@ def write_directory(
         after: the one that is put behind it.
 
     Raises:
-        FileAccessError: the directory cannot be written; it is then as it was.
+        FileAccessError: one cannot be written.
     """
     contents = _contents(tables, settings, before, after)
-    replaced = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json")
-    with staged_directory(
-        directory, replaces=(*replaced, "tokenizer_config.json", "special_tokens_map.json")
-    ) as stage:
-        for name, write in contents.items():
-            write(stage / name)
-    return tuple(Path(directory) / name for name in contents)
+    for name, write in contents.items():
+        write(stage / name)
+    return list(contents)
 
 
 def write_vocabulary(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, FileFormatError, unknown_argument
+from gpt2.storage.atomic import staged_directory
 from gpt2.tokenization import files
 from gpt2.tokenization.arguments import NO_LIMIT, SpecialText, special_text_policy
 from gpt2.tokenization.calls import keywords_of
@@ -68,6 +69,7 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
     """
 
     model_input_names = ("input_ids", "attention_mask")
+    file_names = files.FILE_NAMES
 
     def __init__(
         self,
@@ -278,6 +280,15 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
         Raises:
             FileAccessError: the directory cannot be written; it is then as it was.
         """
+        with staged_directory(save_directory, replaces=self.file_names) as stage:
+            names = self.write_to(stage)
+        return tuple(Path(save_directory) / name for name in names)
+
+    def write_to(self, stage: Path) -> list[str]:
+        """Write the files into a directory that is being staged by the caller; returns their names.
+
+        ``file_names`` has all that it may write.
+        """
         settings = {
             **self._other_settings,
             "add_bos_token": self.add_bos_token,
@@ -295,8 +306,8 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
             "truncation_side": self.truncation_side,
             **self._roles,
         }
-        return files.write_directory(
-            save_directory,
+        return files.write_files(
+            stage,
             self._vocabulary.tables(),
             settings,
             before=self.bos_token if self.add_bos_token else None,
