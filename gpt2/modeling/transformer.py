@@ -6,6 +6,7 @@ Shape legend of the whole library: B batch, T query length, S key length
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -246,7 +247,7 @@ class GPT2Model(GPT2PreTrainedModel):
             place = place_in_static
         return place(
             past=past,
-            batch_size=shape[:-1].numel(),
+            batch_size=math.prod(shape[:-1]),
             query_length=shape[-1],
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -287,7 +288,7 @@ class GPT2Model(GPT2PreTrainedModel):
         checks: ValueChecks,
         as_segments: bool,
     ) -> Visibility | None:
-        batch_size, width = shape[:-1].numel(), self.config.n_embd
+        batch_size, width = math.prod(shape[:-1]), self.config.n_embd
         held = None if past is None else past.encoder
         if states is None and held is None:
             if mask is not None:
