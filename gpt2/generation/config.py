@@ -208,12 +208,23 @@ class GenerationConfig:
                     f"max_length={self.max_length} leaves no room behind a prompt of "
                     f"{length} tokens; set max_new_tokens"
                 )
-            return self.max_length - length
-        if self.max_new_tokens is not None:
-            return self.max_new_tokens
-        if self.long_context is not None:
-            return DEFAULT_NEW_TOKENS
-        return max(1, min(DEFAULT_NEW_TOKENS, n_positions - length))
+            new = self.max_length - length
+        elif self.max_new_tokens is not None:
+            new = self.max_new_tokens
+        elif self.long_context is not None:
+            new = DEFAULT_NEW_TOKENS
+        else:
+            new = max(1, min(DEFAULT_NEW_TOKENS, n_positions - length))
+        for name, fewest in (
+            ("min_new_tokens", self.min_new_tokens or 0),
+            ("min_length", self.min_length - length),
+        ):
+            if fewest > new:
+                raise ArgumentError(
+                    f"{name}={getattr(self, name)} asks for {fewest} new tokens behind a prompt "
+                    f"of {length}, where there is room for {new}"
+                )
+        return new
 
     def replaced(self, **changes: Any) -> Self:
         """A copy with ``changes`` made, as a call of ``generate`` makes them.
