@@ -119,6 +119,23 @@ def test_an_additive_mask_stays_finite_under_autocast(
         assert call["mask"].isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_query_that_an_additive_mask_hides_sees_all_keys_alike(kind: torch.dtype) -> None:
+    """As with the lowest number in the reference; −inf gives that, and not NaN, or zeros."""
+    lowest = torch.zeros(1, 1, 5, 5, dtype=kind)
+    lowest[0, 0, 2] = torch.finfo(kind).min
+    infinite = lowest.clone()
+    infinite[0, 0, 2] = -torch.inf
+    outs = [
+        tiny_model(GPT2Model, attn_implementation=name).to(kind)(IDS, attention_mask=mask)
+        for name in DENSE
+        for mask in (lowest, infinite)
+    ]
+    for other in outs[1:]:
+        tolerance = 1e-5 if kind == torch.float32 else 3e-2
+        assert_close(other.last_hidden_state, outs[0].last_hidden_state, tolerance)
+
+
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("backend", ["recorded", "eager"])
 def test_upcasting_computes_scores_in_float32(

@@ -83,6 +83,17 @@ def test_a_query_that_sees_nothing_stays_finite(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", DENSE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_low_scores_under_the_lowest_mask_stay_finite(backend: str, dtype: torch.dtype) -> None:
+    """In float16 the lowest number less 100 is −inf, and a row of that would be NaN."""
+    q, k = torch.ones(1, 1, 3, 8, dtype=dtype), torch.full((1, 1, 3, 8), -12.5, dtype=dtype)
+    v = torch.arange(24, dtype=dtype).view(1, 1, 3, 8)
+    mask = torch.full((1, 1, 3, 3), torch.finfo(dtype).min, dtype=dtype)
+    out = get_backend(backend)(q, k, v, mask=mask, scale=1.0, causal=False, dropout_p=0.0)
+    assert_close(out, v.mean(-2, keepdim=True).expand_as(v), 2e-2)
+
+
+@pytest.mark.parametrize("backend", DENSE)
 @pytest.mark.parametrize("masked", [True, False])
 def test_dropout_keeps_the_mean(backend: str, masked: bool) -> None:
     """20 000 draws at once; their mean is without dropout, up to five standard errors."""

@@ -539,6 +539,16 @@ def test_a_model_on_the_cpu_is_refused_at_the_first_forward(
         model(IDS)
 
 
+def test_upcasting_leaves_half_precision_to_the_kernel(
+    standins: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps scores and softmax in float32 as it is, and takes no float32."""
+    monkeypatch.setattr(flash, "_DTYPES", (torch.float16, torch.bfloat16))
+    model = tiny_model(attn_implementation=FLASH, reorder_and_upcast_attn=True).bfloat16()
+    assert model(IDS, attention_mask=key_masks()["left"]).logits.dtype == torch.bfloat16
+    assert len(standins.calls) == 2
+
+
 def test_a_dense_mask_is_refused_by_name(standins: StandIns) -> None:
     model = tiny_model(attn_implementation=FLASH)
     for mask in (torch.ones(1, 1, 6, 6).bool(), torch.zeros(3, 4, 6, 6)):
