@@ -371,13 +371,16 @@ def as_cache(past: KVCache | Iterable[Sequence[Tensor]], n_layer: int) -> KVCach
 def _flatten(cache: KVCache) -> tuple[list[Any], Any]:
     pairs = [cache._columns(i) if cache._buffers[i] else None for i in range(len(cache))]
     encoder = [] if cache.encoder is None else [cache.encoder.layers, cache.encoder.mask]
-    return [pairs, cache.mask, *encoder], (cache.length, cache.capacity)
+    return [pairs, cache.mask, *encoder], cache.capacity
 
 
-def _unflatten(children: Iterable[Any], context: Any) -> KVCache:
+def _unflatten(children: Iterable[Any], capacity: Any) -> KVCache:
     pairs, mask, *encoder = children
-    cache = KVCache(len(pairs), capacity=context[1])
-    cache.length, cache.mask = context[0], mask
+    cache = KVCache(len(pairs), capacity=capacity)
+    cache.mask = mask
+    # The keys tell the length: in an exported program it may be a symbol, which no file can hold.
+    if pairs[0] is not None and isinstance(pairs[0][0], Tensor):
+        cache.length = pairs[0][0].shape[2]
     length = cache.length
     cache._buffers = [None if p is None else Buffer(p[0], p[1], length) for p in pairs]
     cache.encoder = EncoderColumns(*encoder) if encoder else None
