@@ -1,6 +1,6 @@
 """Greedy decoding and sampling: choose, stop or go on, token by token.
 
-Shapes: B rows of the result, R of them still going on, n steps, V vocabulary.
+Shapes: R rows of the result that are still in the batch, n new ids, V vocabulary.
 """
 
 from __future__ import annotations
@@ -36,68 +36,110 @@ def draw(
 
 
 def decode(run: Run) -> GenerateDecoderOnlyOutput:
-    """The loop of greedy decoding (the most probable token) and of sampling (a drawn one).
-
-    Rows that have ended leave the batch, unless what is returned or a function
-    of the caller's would tell: then they stay, and are fed hidden fillers.
-    """
-    config, decoder, streamer = run.config, run.decoder, run.streamer
-    times, rows_may_leave = config.num_return_sequences, run.rows_may_leave
+    """The loop of greedy decoding (the most probable token) and of sampling (a drawn one)."""
+    config, decoder, times = run.config, run.decoder, run.config.num_return_sequences
     logits = decoder.prefill().repeat_interleave(times, dim=0)
     decoder.expand(times)
-
-    size, device = len(logits), run.device
-    prompt_rows = torch.arange(size, device=device) // times
-    new = torch.full((size, run.new_tokens), run.filler, dtype=torch.int64, device=device)
-    rows = torch.arange(size, device=device)  # rows of `new` that are in the batch, and on the host
-    present, generators = list(range(size)), run.generators
-    strings, texts = run.stopping.strings, [list[int]() for _ in present]
-    going = torch.ones(size, dtype=torch.bool, device=device)  # of those, the ones not ended
-    run.stream_prompt(prompt_rows)
+    batch = Batch(run, len(logits))
+    new = torch.full((batch.size, run.new_tokens), run.filler, device=run.device)
+    run.stream_prompt(batch.prompt_rows)
 
     for step in range(run.new_tokens):
-        so_far = new[rows, :step]
-        scores = run.process(logits, so_far, prompt_rows[rows])
+        scores = run.process(logits, new[batch.rows, :step], batch.prompt_rows)
         run.recorder.add(decoder, logits, scores)
-        if config.do_sample:
-            tokens = draw(scores, size, rows if len(rows) < size else None, generators)
-        else:
-            tokens = scores.argmax(-1)  # (R,)
-        tokens = tokens.where(going, run.filler)
-        new[rows, step] = tokens
-        ended = run.ended_on_device(new[rows, : step + 1], prompt_rows[rows])
-        broken = run.broken(logits, scores) & going
-        facts = torch.stack([tokens.where(going, ABSENT), ~going | ended, broken])
-        on_host, over, wrong = facts.tolist()  # the step's one synchronisation
-        if any(wrong):
-            raise run.refuse_broken(logits[wrong.index(1)], step)
-        if streamer is not None:
-            column = torch.full((size,), ABSENT)
-            column[present] = torch.tensor(on_host)
-            streamer.put(column)
-        for i, token in enumerate(on_host if strings is not None else ()):
-            texts[i].append(token)
-            over[i] = over[i] or strings.ended(present[i] // times, texts[i])
-        if all(over) or run.stopping.out_of_time():
+        tokens = batch.draw(scores) if config.do_sample else scores.argmax(-1)  # (R,)
+        tokens = tokens.where(batch.going, run.filler)
+        new[batch.rows, step] = tokens
+        batch.settle(step, tokens, new[batch.rows, : step + 1], logits, scores)
+        if batch.over or run.stopping.out_of_time():
             break
-        if any(over):
-            still = torch.tensor([not o for o in over], device=device)
-            if rows_may_leave:
-                kept = [i for i, o in enumerate(over) if not o]
-                index = torch.tensor(kept, device=device)
-                decoder.keep_rows(index)
-                rows, tokens, going = rows[index], tokens[index], going[index]
-                present, texts = [present[i] for i in kept], [texts[i] for i in kept]
-                generators = None if generators is None else [generators[i] for i in kept]
-            else:
-                going = still
-        logits = decoder.decode_one(tokens, new[rows, : step + 1])
-        if any(over) and not rows_may_leave:
-            decoder.hide(going[:, None])
-    if streamer is not None:
-        streamer.end()
+        tokens = tokens[batch.drop_ended()]
+        logits = decoder.decode_one(tokens, new[batch.rows, : step + 1])
+        batch.hide_ended()
+
+    if run.streamer is not None:
+        run.streamer.end()
     return GenerateDecoderOnlyOutput(
         sequences=new[:, : step + 1],
         past_key_values=None if config.long_context else decoder.past,
         **run.recorder.fields(),
     )
+
+
+class Batch:
+    """Which rows of the result the model still sees, and which of them have ended.
+
+    Rows that have ended leave, unless what is returned or a function of the
+    caller's would tell (Run.rows_may_leave): then they stay, and are fed
+    fillers that are hidden from them. R rows are there; on the device ``rows``
+    (R,) are their numbers, ``prompt_rows`` (R,) those of their prompts,
+    ``going`` (R,) bool says which have not ended.
+    """
+
+    def __init__(self, run: Run, size: int) -> None:
+        self.run, self.size = run, size
+        self.rows = torch.arange(size, device=run.device)
+        self.prompt_rows = self.rows // run.config.num_return_sequences
+        self.going = torch.ones_like(self.rows, dtype=torch.bool)
+        self._present, self._ended = list(range(size)), [False] * size  # on the host, as above
+        self._texts: list[list[int]] = [[] for _ in range(size)]  # new ids, for stop strings
+        self._generators = run.generators
+
+    @property
+    def over(self) -> bool:
+        """Whether all rows have ended."""
+        return all(self._ended)
+
+    def draw(self, scores: Tensor) -> Tensor:
+        """One token per row, (R,), drawn from softmax(scores)."""
+        rows = None if len(self._present) == self.size else self.rows
+        return draw(scores, self.size, rows, self._generators)
+
+    def settle(
+        self, step: int, tokens: Tensor, new: Tensor, logits: Tensor, scores: Tensor
+    ) -> None:
+        """See which rows end with ``tokens`` (R,), the last of their ``new`` ids (R, n).
+
+        Raises ArgumentError where a token could not be chosen. The streamer gets its column.
+        """
+        run, strings = self.run, self.run.stopping.strings
+        ended = run.ended_on_device(new, self.prompt_rows) | ~self.going
+        broken = run.broken(logits, scores) & self.going
+        facts = torch.stack([tokens.where(self.going, ABSENT), ended, broken])
+        on_host, over, wrong = facts.tolist()  # the step's one synchronisation
+        if any(wrong):
+            raise run.refuse_broken(logits[wrong.index(1)], step)
+        if run.streamer is not None:
+            column = torch.full((self.size,), ABSENT)
+            column[self._present] = torch.tensor(on_host)
+            run.streamer.put(column)
+        self._ended = [bool(o) for o in over]
+        if strings is not None:
+            for i, (row, text) in enumerate(zip(self._present, self._texts, strict=True)):
+                text.append(on_host[i])
+                met = strings.ended(row // run.config.num_return_sequences, text)
+                self._ended[i] = self._ended[i] or met
+
+    def drop_ended(self) -> Tensor | slice:
+        """Let rows that have ended leave, where they may; returns which stay, as an index."""
+        if not any(self._ended):
+            return slice(None)
+        if not self.run.rows_may_leave:
+            self.going = torch.tensor([not e for e in self._ended], device=self.run.device)
+            return slice(None)
+        kept = [i for i, ended in enumerate(self._ended) if not ended]
+        index = torch.tensor(kept, device=self.run.device)
+        self.run.decoder.keep_rows(index)
+        self.rows, self.prompt_rows = self.rows[index], self.prompt_rows[index]
+        self.going = self.going[index]
+        self._present = [self._present[i] for i in kept]
+        self._texts = [self._texts[i] for i in kept]
+        self._ended = [False] * len(kept)
+        if self._generators is not None:
+            self._generators = [self._generators[i] for i in kept]
+        return index
+
+    def hide_ended(self) -> None:
+        """Hide the fillers that were just fed to rows that have ended."""
+        if any(self._ended):
+            self.run.decoder.hide(self.going[:, None])
