@@ -53,15 +53,13 @@ class TokenDecoder(TokenLookup):
         for name in unknown:
             raise unknown_argument("GPT2Tokenizer.decode", name, _ARGUMENTS)
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        if skip_special_tokens:
-            special = self._special_ids()
-            ids = [id_ for id_ in self._checked_ids(ids) if id_ not in special]
-        elif not isinstance(ids, list):
+        if not isinstance(ids, list):
             ids = self._checked_ids(ids)
+        skipped = self._special_ids() if skip_special_tokens else set[int]()
         try:
-            data = self._vocabulary.bytes_of(ids)
+            data = self._vocabulary.bytes_of(ids, skipped)
         except (IndexError, OverflowError, TypeError):
-            data = self._vocabulary.bytes_of(self._checked_ids(ids))  # says what is wrong
+            data = self._vocabulary.bytes_of(self._checked_ids(ids), skipped)  # says what is wrong
         text = data.decode("utf-8", self.errors)
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces

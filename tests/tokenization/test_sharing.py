@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from gpt2 import GPT2Tokenizer
+from gpt2 import BatchEncoding, GPT2Tokenizer
 from gpt2.tokenization import words
 from gpt2.tokenization.added import AddedToken
 
@@ -57,6 +61,45 @@ def test_a_pickle_does_not_tell_what_was_done_before(tokenizer: GPT2Tokenizer) -
     restored = pickle.loads(before)
     assert pickle.dumps(restored) == before
     assert pickle.dumps(copy.deepcopy(tokenizer)) == before
+
+
+def test_other_processes_make_the_same_pickle(tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
+    """Strings hash differently in each; a cache on disk must be found again all the same."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>", "<c>"]})
+    tokenizer.save_pretrained(tmp_path)
+    code = (
+        "import hashlib, pickle, sys; from gpt2 import GPT2Tokenizer; "
+        "tokenizer = GPT2Tokenizer.from_pretrained(sys.argv[1]); "
+        "tokenizer('the hat', return_offsets_mapping=True); "
+        "print(hashlib.sha256(pickle.dumps(tokenizer)).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    mine = pickle.dumps(GPT2Tokenizer.from_pretrained(tmp_path))
+    assert digests == {hashlib.sha256(mine).hexdigest()}
+
+
+def test_the_fingerprint_of_datasets_map(tokenizer: GPT2Tokenizer) -> None:
+    fingerprint = pytest.importorskip("datasets.fingerprint").Hasher.hash
+    before = fingerprint(tokenizer)
+
+    def encode(batch: dict[str, list[str]]) -> BatchEncoding:
+        return tokenizer(batch["text"])
+
+    of_function = fingerprint(encode)
+    tokenizer.batch_decode(encode({"text": TEXTS})["input_ids"], skip_special_tokens=True)
+    assert fingerprint(tokenizer) == fingerprint(copy.deepcopy(tokenizer)) == before
+    assert fingerprint(encode) == of_function
+    tokenizer.add_prefix_space = True
+    assert fingerprint(tokenizer) != before
 
 
 def test_equal_tokenizers_have_equal_pickles(tokenizer: GPT2Tokenizer, tmp_path: Path) -> None:
