@@ -87,8 +87,8 @@ def trainer_for(
     pytest.importorskip("accelerate")
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), num_train_epochs=1, learning_rate=1e-2, optim="sgd",
-        lr_scheduler_type="constant", logging_steps=1, report_to=[], use_cpu=True, seed=0, save_strategy="no",
-        disable_tqdm=True, max_grad_norm=0.0, weight_decay=0.0, remove_unused_columns=False,
+        lr_scheduler_type="constant", logging_steps=1, report_to=[], use_cpu=True, seed=0,
+        save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, weight_decay=0.0, remove_unused_columns=False,
         **settings,
     )  # fmt: skip
     return transformers.Trainer(
@@ -118,7 +118,9 @@ def test_trainer_trains_saves_and_accumulates_exactly(
         assert_close(other, one)
 
     whole.save_model(str(tmp_path / "saved"))
-    state = GPT2LMHeadModel.from_pretrained(tmp_path / "saved").state_dict()
+    # It writes the state dict alone for a model that is not of its own family.
+    read = GPT2LMHeadModel.from_pretrained(tmp_path / "saved", config=whole.model.config)
+    state = read.state_dict()
     assert all(
         torch.equal(state[name], tensor) for name, tensor in whole.model.state_dict().items()
     )
@@ -183,6 +185,8 @@ def test_datasets_map_rows_and_reuse_their_cache(tokenizer: GPT2Tokenizer, tmp_p
 
 def test_blocks_of_a_corpus_feed_a_loader(tokenizer: GPT2Tokenizer) -> None:
     ids = tokenizer.encode_to_array(TEXTS, show_progress=False)
-    loader = DataLoader(TokenBlocks(ids, 6), batch_size=2, collate_fn=PaddingCollator(tokenizer))
+    loader = DataLoader(
+        TokenBlocks(ids, len(ids) // 2), batch_size=2, collate_fn=PaddingCollator(tokenizer)
+    )
     found = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in loader])
     assert found.tolist() == ids.tolist()
