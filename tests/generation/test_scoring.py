@@ -145,18 +145,22 @@ def test_batches_of_any_size_give_the_same(
 def test_the_batches_stay_within_their_bounds(
     model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes: list[tuple[int, ...]] = []
+    passes: list[tuple[int, int]] = []  # tokens that went in, rows of logits that came out
     monkeypatch.setattr(scoring, "_MOST_COLUMNS", 64)
     monkeypatch.setattr(scoring, "_MOST_LOGITS", 300 * 40)
-    hook = model.register_forward_hook(lambda _m, _a, out: shapes.append(out.logits.shape))
+    hook = model.register_forward_hook(
+        lambda _m, args, out: passes.append((args[0].numel(), out.logits.shape[:2].numel()))
+    )
     try:
         model.score([[1] * n for n in (30, 2, 2, 2, 20, 2, 2)])
-        model.perplexity([1] * 100, stride=16)
+        model.perplexity([1] * 100, stride=16)  # bound by the logits
+        few = len(passes)
+        model.perplexity([1] * 100, stride=1)  # by the tokens
     finally:
         hook.remove()
-    assert len(shapes) > 4
-    assert all(rows == 1 or rows * columns <= 40 for rows, columns, _ in shapes)
-    assert max(rows for rows, _, _ in shapes) > 1
+    assert max(tokens for tokens, _ in passes) > 31  # more than one row went together
+    assert all(tokens <= 64 and logits <= 40 for tokens, logits in passes)
+    assert few < 10 < len(passes)
 
 
 # -------------------------------------------------------------------------------- perplexity
