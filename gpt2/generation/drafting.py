@@ -31,13 +31,14 @@ class LookupDraft:
     """Prompt-lookup: what followed the last n-gram where it stood before, in the same row.
 
     The longest n-gram that stood before is taken, of ``longest`` tokens at
-    most; the table of n-grams grows with the row, so that a step costs the same
-    however long the text is.
+    most, where it stood last. What follows may reach into the guess itself: a
+    text that repeats itself is guessed to go on so. The table of n-grams grows
+    with the row.
     """
 
     def __init__(self, prompts: Rows, longest: int) -> None:
         self.prompts, self.longest = prompts, longest
-        # n-gram -> where it was first followed by something
+        # n-gram -> where it was last followed by something
         self.followed: list[dict[tuple[int, ...], int]] = [{} for _ in prompts]
         self.known = [0] * len(prompts)
 
@@ -51,12 +52,15 @@ class LookupDraft:
         followed = self.followed[row]
         for end in range(max(1, self.known[row]), len(text)):
             for n in range(1, min(self.longest, end) + 1):
-                followed.setdefault(tuple(text[end - n : end]), end)
+                followed[tuple(text[end - n : end])] = end
         self.known[row] = len(text)
         for n in range(min(self.longest, len(text)), 0, -1):
             start = followed.get(tuple(text[-n:]))
             if start is not None:
-                return text[start : start + count]
+                longer = list(text)
+                for place in range(start, start + count):
+                    longer.append(longer[place])
+                return longer[len(text) :]
         return []
 
     def confirm(self, right: Sequence[int]) -> None:
