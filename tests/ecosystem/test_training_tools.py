@@ -88,8 +88,8 @@ def trainer_for(
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), num_train_epochs=1, learning_rate=1e-2, optim="sgd",
         lr_scheduler_type="constant", logging_steps=1, report_to=[], use_cpu=True, seed=0,
-        save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, weight_decay=0.0, remove_unused_columns=False,
-        **settings,
+        save_strategy="no", disable_tqdm=True, max_grad_norm=0.0, weight_decay=0.0,
+        remove_unused_columns=False, **settings,
     )  # fmt: skip
     return transformers.Trainer(
         model=model, args=arguments, train_dataset=data, data_collator=PaddingCollator(tokenizer)
@@ -186,7 +186,9 @@ def test_datasets_map_rows_and_reuse_their_cache(tokenizer: GPT2Tokenizer, tmp_p
 def test_blocks_of_a_corpus_feed_a_loader(tokenizer: GPT2Tokenizer) -> None:
     ids = tokenizer.encode_to_array(TEXTS, show_progress=False)
     loader = DataLoader(
-        TokenBlocks(ids, len(ids) // 2), batch_size=2, collate_fn=PaddingCollator(tokenizer)
+        TokenBlocks(ids, 2 + (len(ids) - 2) // 2),
+        batch_size=2,
+        collate_fn=PaddingCollator(tokenizer),
     )
     found = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in loader])
     assert found.tolist() == ids.tolist()
