@@ -1,0 +1,190 @@
+"""What the task examples share: the command line, batches, a training loop, the last line.
+
+Each example says what is special about its task in a function ``step(stories)``, which returns
+the loss of a batch and which of its answers are right; this file calls it for training and for
+the held-out set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gpt2
+
+EXAMPLES = Path(__file__).resolve().parents[1]
+CHECKPOINT = EXAMPLES / "stories-gpt2"
+sys.path.insert(0, str(EXAMPLES))  # the stories are modules beside this directory
+
+from stories import Story, held_out_stories, training_stories  # noqa: E402
+
+# A batch -> its loss, and for each thing to be told whether it was told right (bool, any shape).
+Step = Callable[[list[Story]], tuple[Tensor, Tensor]]
+
+_START = time.perf_counter()
+
+
+def parse_options(
+    description: str | None,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    held_out: int = 1000,
+    more: Callable[[argparse.ArgumentParser], Any] | None = None,
+) -> argparse.Namespace:
+    """The options of the command line; seeds torch and says what runs.
+
+    ``steps``, ``batch_size`` and ``held_out`` (stories to measure on) are those of a full run;
+    ``more`` may add options.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a few steps, in seconds, to see that it runs")
+    add("--seed", type=_seed, default=0, help="of the stories, the new head and dropout")
+    add("--steps", type=_positive, help=f"optimizer steps (default: {steps})")
+    add("--save", type=Path, metavar="DIR", help="write model and tokenizer there")
+    if more is not None:
+        more(parser)
+    options = parser.parse_args()
+    options.steps = options.steps or (3 if options.quick else steps)
+    options.batch_size = 4 if options.quick else batch_size
+    options.held_out = 16 if options.quick else held_out
+    torch.manual_seed(options.seed)
+    print(
+        f"gpt2 {gpt2.__version__}, torch {torch.__version__}, {torch.get_num_threads()} CPU "
+        f"threads, float32, seed {options.seed}: {options.steps} steps of {options.batch_size} "
+        "stories",
+        file=sys.stderr,
+    )
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 900_000:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 899999, not {number}")
+    return number
+
+
+# Batches ---------------------------------------------------------------------------------
+
+
+def batches(stories: Iterable[Story], size: int, pool: int = 32) -> Iterator[list[Story]]:
+    """Batches of stories of about the same length, so that little is padded.
+
+    ``pool`` batches at a time are sorted by length, cut, and given in random order.
+    """
+    stories = iter(stories)
+    order = random.Random(0)
+    while some := list(itertools.islice(stories, size * pool)):
+        some.sort(key=lambda story: len(story.text))
+        cut = [some[start : start + size] for start in range(0, len(some), size)]
+        order.shuffle(cut)
+        yield from cut
+
+
+# Training and measuring ------------------------------------------------------------------
+
+
+def train(model: nn.Module, step: Step, options: argparse.Namespace, *, lr: float = 1e-3) -> None:
+    """AdamW over new stories, with warm-up, a linear decay to 0 and clipped gradients."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    steps, warmup = options.steps, max(1, options.steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: min((done + 1) / warmup, (steps - done) / (steps - warmup + 1))
+    )
+    # Seed 0 is what the checkpoint was trained on.
+    stories = batches(training_stories(seed=options.seed + 1), options.batch_size)
+    bar = Bar(options.steps)
+    model.train()
+    for number, batch in enumerate(itertools.islice(stories, options.steps), 1):
+        loss, right = step(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        bar.show(number, loss.item(), right.float().mean().item())
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, step: Step, stories: Sequence[Story]) -> tuple[float, Tensor]:
+    """Mean loss of the batches, and all that ``step`` found right or wrong, end to end."""
+    model.eval()
+    results = [step(batch) for batch in batches(stories, 32)]
+    losses, rights = zip(*results, strict=True)
+    return torch.stack(losses).mean().item(), torch.cat(rights)
+
+
+def majority(truths: Iterable[Hashable]) -> float:
+    """The accuracy of always saying what is most often true of these."""
+    counts = Counter(truths)
+    return max(counts.values()) / counts.total()
+
+
+class Bar:
+    """Progress on stderr: a bar on a terminal, elsewhere a line every 10 seconds."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.start, self.last = steps, time.perf_counter(), 0.0
+        self.loss, self.accuracy = 0.0, 0.0
+
+    def show(self, step: int, loss: float, accuracy: float) -> None:
+        """Report after ``step`` (from 1), unless the last report was a moment ago.
+
+        Loss and accuracy are smoothed over about 20 steps.
+        """
+        weight = max(0.05, 1 / step)
+        self.loss += weight * (loss - self.loss)
+        self.accuracy += weight * (accuracy - self.accuracy)
+        terminal, now = sys.stderr.isatty(), time.perf_counter()
+        if now - self.last < (0.2 if terminal else 10) and step < self.steps:
+            return
+        self.last = now
+        done = 20 * step // self.steps
+        left = round((now - self.start) / step * (self.steps - step))
+        text = (
+            f"[{'#' * done}{'.' * (20 - done)}] step {step}/{self.steps}  loss {self.loss:.3f}  "
+            f"accuracy {self.accuracy:.1%}  {left // 60}:{left % 60:02d} left"
+        )
+        end = "\n" if step == self.steps or not terminal else ""
+        print(f"\r{text:<90}" if terminal else text, end=end, file=sys.stderr, flush=True)
+
+
+def report(task: str, accuracy: float, baseline: float, what: str) -> None:
+    """The last line: the accuracy on the held-out set beside that of the baseline ``what``."""
+    print(
+        f"{task}: held-out accuracy {accuracy:.1%}, baseline {baseline:.1%} ({what}), "
+        f"{time.perf_counter() - _START:.0f} s, torch {torch.__version__}"
+    )
+
+
+def save(options: argparse.Namespace, *parts: Any) -> None:
+    """Write model and tokenizer, if the command line says where."""
+    if options.save is not None:
+        for part in parts:
+            part.save_pretrained(options.save)
+
+
+def held_out(options: argparse.Namespace) -> list[Story]:
+    """The stories to measure on, the same ones whatever the seed; none is ever trained on."""
+    return list(held_out_stories(options.held_out))
