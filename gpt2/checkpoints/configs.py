@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpt2.checkpoints.weightfiles import WeightFiles
 
 _END_OF_TEXT = 50256
+_N_HEAD = ("n_head", "num_attention_heads")
 # nanoGPT's name -> ours
 _MODEL_ARGS = {
     "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "block_size": "n_positions",
@@ -52,7 +53,7 @@ def read_config(
         config = GPT2Config.from_dict(content, **overrides)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    if look_inside and "n_head" not in overrides:
+    if look_inside and not set(_N_HEAD) & overrides.keys():
         arguments = weights.container.get("model_args")
         inside = arguments.get("n_head") if isinstance(arguments, dict) else None
         if inside not in (None, config.n_head):  # shapes would not show it
@@ -74,23 +75,23 @@ def _derived(weights: WeightFiles, overrides: Mapping[str, Any]) -> tuple[GPT2Co
     if layout not in (NANOGPT, MINGPT):
         weights.repository.require(CONFIG_NAME)
     shapes = {layout.to_ours(name).ours: stored.shape for name, stored in entries.items()}
-    fields = _sizes(shapes, sources[0].label) | _model_args(weights.container)
-    if "n_head" not in {*fields, *overrides} and "num_attention_heads" not in overrides:
+    sizes = _sizes(shapes, sources[0].label)
+    # What is asked for counts from the start: the config must be possible without n_head's default.
+    asked = {"n_head": overrides[name] for name in _N_HEAD if name in overrides}
+    fields = sizes | _model_args(weights.container) | asked
+    if "n_head" not in fields:
         raise ConfigError(
             f"{sources[0].label} has no model_args, and the number of heads cannot be read from "
             "shapes: pass n_head=..., or put a config.json beside it"
         )
-    fields.update(
-        n_head=overrides.get("n_head", overrides.get("num_attention_heads")) or fields["n_head"]
-    )
     activation, why = _activation(layout, weights.container)
-    if fields["vocab_size"] <= _END_OF_TEXT:
+    if sizes["vocab_size"] <= _END_OF_TEXT:
         fields |= {"bos_token_id": None, "eos_token_id": None}
     fields |= {"activation_function": activation, "tie_word_embeddings": layout is NANOGPT}
     notes = [f"without a config.json, the config is that of {layout.name}'s files"]
     if "activation_function" not in overrides:
         notes.append(f"activation_function is {activation!r}, {why}")
-    if fields["vocab_size"] == 50304:
+    if sizes["vocab_size"] == 50304:
         notes.append(
             "vocab_size 50304 is kept as stored, GPT-2's 50257 tokens and 47 rows that no token "
             "uses; model.resize_token_embeddings(50257) cuts them off"

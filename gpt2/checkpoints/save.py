@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import torch
+
 from gpt2.checkpoints.configs import nanogpt_container
 from gpt2.checkpoints.detect import layout_to_write
 from gpt2.checkpoints.gpt2_tables import HUGGING_FACE, NANOGPT
-from gpt2.checkpoints.layouts import core_name
+from gpt2.checkpoints.layouts import CORE_PREFIX, core_name
 from gpt2.checkpoints.opt import OPT, to_opt_config
 from gpt2.checkpoints.pickledfiles import write_pickled
 from gpt2.checkpoints.tensorfiles import Stored, write_safetensors
@@ -26,8 +28,6 @@ from gpt2.storage.jsonfiles import write_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    import torch
 
     from gpt2.checkpoints.layouts import Layout
     from gpt2.config import GPT2Config
@@ -138,6 +138,11 @@ def write_training_file(
             for name in biases:
                 del plain[name]
         content = nanogpt_container(config, bias)
+    else:
+        # minGPT's state dict has the causal mask in every block; here they share their memory.
+        size = config.n_positions
+        mask = torch.ones(size, size).tril().view(1, 1, size, size)
+        plain |= {f"{CORE_PREFIX}h.{n}.attn.bias": mask for n in range(config.n_layer)}
     write_pickled(path, plain, content, key="model" if content else None)
 
 
