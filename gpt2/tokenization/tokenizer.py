@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, FileFormatError, unknown_argument
 from gpt2.storage.atomic import staged_directory
-from gpt2.tokenization import files
+from gpt2.tokenization import files, saving
 from gpt2.tokenization.arguments import NO_LIMIT, SpecialText, special_text_policy
 from gpt2.tokenization.calls import keywords_of
 from gpt2.tokenization.collating import IdCalls
@@ -69,7 +69,7 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
     """
 
     model_input_names = ("input_ids", "attention_mask")
-    file_names = files.FILE_NAMES
+    file_names = saving.FILE_NAMES
 
     def __init__(
         self,
@@ -306,7 +306,7 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
             "truncation_side": self.truncation_side,
             **self._roles,
         }
-        return files.write_files(
+        return saving.write_files(
             stage,
             self._vocabulary.tables(),
             settings,
@@ -332,7 +332,7 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
                 f"filename_prefix must be part of a file name, not a path: {filename_prefix!r:.200}"
             )
         prefix = f"{filename_prefix}-" if filename_prefix else ""
-        return files.write_vocabulary(save_directory, self._vocabulary.tables(), prefix)
+        return saving.write_vocabulary(save_directory, self._vocabulary.tables(), prefix)
 
     def __repr__(self) -> str:
         return (

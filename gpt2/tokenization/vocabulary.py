@@ -18,7 +18,7 @@ from gpt2.tokenization.bpe import BytePairEncoder
 from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from collections.abc import Set as AbstractSet
 
 _Pair = tuple[int, int]
@@ -49,6 +49,7 @@ class Tables:
         merges: "left right", by rank.
         added: id -> added token; also those that ``vocab`` has.
         vocab_source: what to call the vocabulary in a message: the file.
+        vocab_line: finds the line of the file on which a token is given an id.
         merges_source: what to call the merges, and a single one: "merges.txt, line".
         first_merge: the number of the first merge, in the unit that merges_source names.
         from_files: whether a fault is a file's or an argument's.
@@ -58,12 +59,17 @@ class Tables:
     merges: list[str]
     added: dict[int, AddedToken] = field(default_factory=dict)
     vocab_source: str = "vocab"
+    vocab_line: Callable[[str, Any], int | None] | None = None
     merges_source: str = "merges, entry"
     first_merge: int = 0
     from_files: bool = False
 
     def fault(self, message: str) -> ArgumentError | FileFormatError:
         return FileFormatError(message) if self.from_files else ArgumentError(message)
+
+    def vocab_fault(self, token: str, message: str) -> ArgumentError | FileFormatError:
+        line = self.vocab_line and self.vocab_line(token, self.vocab.get(token))
+        return self.fault(f"{self.vocab_source}{f', line {line}' if line else ''}: {message}")
 
     def merge_fault(self, index: int, message: str) -> ArgumentError | FileFormatError:
         where = f"{self.merges_source} {self.first_merge + index}"
@@ -196,29 +202,32 @@ def _tokens_by_id(tables: Tables) -> list[str]:
     by_id = {id_: token.content for id_, token in tables.added.items()}
     for token, id_ in tables.vocab.items():
         if type(id_) is not int or id_ < 0:
-            raise tables.fault(
-                f"{tables.vocab_source}: token {token!r:.200} has the id {id_!r:.200}; "
-                "an id is an integer from 0 up"
+            raise tables.vocab_fault(
+                token,
+                f"token {token!r:.200} has the id {id_!r:.200}; an id is an integer from 0 up",
             )
         if by_id.setdefault(id_, token) != token:
-            raise tables.fault(
-                f"{tables.vocab_source}: the id {id_} is given to two tokens, "
-                f"{by_id[id_]!r:.200} and {token!r:.200}"
+            raise tables.vocab_fault(
+                token,
+                f"the id {id_} is given to two tokens, {by_id[id_]!r:.200} and {token!r:.200}",
             )
     for id_, added in tables.added.items():
         if tables.vocab.get(added.content, id_) != id_:
-            raise tables.fault(
-                f"{tables.vocab_source}: {added.content!r:.200} has the id "
-                f"{tables.vocab[added.content]}, but the id {id_} as an added token"
+            raise tables.vocab_fault(
+                added.content,
+                f"{added.content!r:.200} has the id {tables.vocab[added.content]}, but the id "
+                f"{id_} as an added token",
             )
     contents = {added.content for added in tables.added.values()}
     if len(contents) != len(tables.added):
         raise tables.fault(f"{tables.vocab_source}: an added token is given two ids")
     if len(by_id) != max(by_id, default=-1) + 1:
         gap = next(id_ for id_ in range(len(by_id) + 1) if id_ not in by_id)
-        raise tables.fault(
-            f"{tables.vocab_source}: no token has the id {gap}, but one has {max(by_id)}; "
-            "ids must be without gaps"
+        last = max(by_id)
+        raise tables.vocab_fault(
+            by_id[last],
+            f"no token has the id {gap}, but {by_id[last]!r:.200} has {last}; ids must be without "
+            "gaps",
         )
     if not by_id:
         raise tables.fault(f"{tables.vocab_source}: the vocabulary is empty")

@@ -292,9 +292,13 @@ GOOD = {"a": 0, "b": 1, "c": 2, "ab": 3, "<|endoftext|>": 4}
         ("{", "", r"vocab\.json is not valid JSON: .* line 1, column 2"),
         ("[1]", "", r"vocab\.json must hold a JSON object"),
         ({}, "", r"vocab\.json: the vocabulary is empty"),
-        (GOOD | {"d": 3}, "", r"vocab\.json: the id 3 is given to two tokens, 'ab' and 'd'"),
-        (GOOD | {"d": 6}, "", r"vocab\.json: no token has the id 5, but one has 6"),
-        (GOOD | {"d": -1}, "", r"vocab\.json: token 'd' has the id -1; an id is an integer"),
+        (
+            GOOD | {"d": 3},
+            "",
+            r"vocab\.json, line 1: the id 3 is given to two tokens, 'ab' and 'd'",
+        ),
+        (GOOD | {"d": 6}, "", r"vocab\.json, line 1: no token has the id 5, but 'd' has 6"),
+        (GOOD | {"d": -1}, "", r"vocab\.json, line 1: token 'd' has the id -1; an id is"),
         (GOOD | {"d": 5.0}, "", r"token 'd' has the id 5.0"),
         (GOOD | {"d": True}, "", r"token 'd' has the id True"),
         (GOOD | {"d": "5"}, "", r"token 'd' has the id '5'"),
@@ -315,6 +319,31 @@ def test_broken_vocab_and_merges(tmp_path: Path, vocab: Any, merges: Any, messag
         GPT2Tokenizer.from_pretrained(small(tmp_path, vocab, merges))
 
 
+@pytest.mark.parametrize(
+    ("token", "id_", "line", "message"),
+    [
+        ('\\"ab: é', 3, 5, "the id 3 is given to two tokens, 'ab' and "),
+        ("d", 9, 7, "no token has the id 5, but 'd' has 9"),
+        ("d", "5", 7, "token 'd' has the id '5'"),
+        ("d", True, 7, "token 'd' has the id True"),
+    ],
+)
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_messages_name_the_line_of_a_vocabulary(
+    tmp_path: Path, token: str, id_: Any, line: int, message: str, ascii_only: bool
+) -> None:
+    vocab = {"a": 0, "b": 1, "c": 2, token: id_, "ab": 3, "abc": 4}
+    if token == "d":
+        vocab["d"] = vocab.pop("d")  # last
+    else:
+        vocab = {"ab": 3} | vocab
+    for indent, expected in ((2, line), (None, 1)):
+        text = json.dumps(vocab, indent=indent, ensure_ascii=ascii_only)
+        directory = small(tmp_path, text, "a b\n")
+        with pytest.raises(FileFormatError, match=f"vocab.json, line {expected}: {message}"):
+            GPT2Tokenizer.from_pretrained(directory)
+
+
 def test_broken_contents_are_the_arguments_fault() -> None:
     with pytest.raises(
         ArgumentError, match="merges, entry 1: 'a d' needs the token 'd', which vocab"
@@ -327,7 +356,7 @@ def test_broken_contents_are_the_arguments_fault() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("added_tokens.json", {"<x>": 9}, "no token has the id 5, but one has 9"),
+        ("added_tokens.json", {"<x>": 9}, "no token has the id 5, but '<x>' has 9"),
         ("added_tokens.json", {"<x>": 4}, "id 4 is given to two tokens, '<x>' and '<|endoftext|>'"),
         ("added_tokens.json", {"ab": 5}, "'ab' has the id 3, but the id 5 as an added token"),
         ("added_tokens.json", {"<x>": "5"}, r"added_tokens\.json: '<x>' has the id '5'"),
