@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,20 +38,50 @@ _OLDEST_GPU = (8, 0)  # Ampere
 _LARGEST_HEAD = 256
 
 
-@cache
-def flash_attn_package() -> Any:
-    """The flash-attn package, or None where it cannot be imported or is older than 2.1."""
+@dataclass(frozen=True)
+class _Kernels:
+    """What is installed, looked up once: both imports are slow, and no part of a compiled graph."""
+
+    package: Any  # flash_attn, or None
+    varlen_attn: Any  # torch's
+    varlen_arguments: frozenset[str]
+
+
+_kernels: _Kernels | None = None
+
+
+def _installed() -> _Kernels:
+    global _kernels
+    if _kernels is None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        arguments = frozenset(inspect.signature(varlen_attn).parameters)
+        _kernels = _Kernels(_flash_attn_package(), varlen_attn, arguments)
+    return _kernels
+
+
+def _flash_attn_package() -> Any:
+    """The flash-attn package, or None where it is missing or older than 2.1."""
     try:
         package = importlib.import_module("flash_attn")
-    except ImportError:
+    except ModuleNotFoundError:
         return None
+    except ImportError as error:
+        raise BackendError(
+            f"{NAME}: flash-attn is installed, but cannot be imported ({error}); install a build "
+            f"for torch {torch.__version__}, uninstall it, or {INSTEAD}"
+        ) from error
     version = tuple(int(part) for part in package.__version__.split(".")[:2])
     return package if version >= _OLDEST_PACKAGE else None
 
 
 def why_not_installed() -> str | None:
-    """What this installation lacks for the backend; None where it lacks nothing."""
-    if flash_attn_package() is not None or torch.backends.cuda.is_flash_attention_available():
+    """What this installation lacks for the backend; None where it lacks nothing.
+
+    Raises BackendError where the flash-attn package is there, but broken.
+    """
+    has_own = torch.backends.cuda.is_flash_attention_available()
+    if _installed().package is not None or has_own:
         return None
     return (
         f"{NAME} needs the flash-attn package (2.1 or newer), or a PyTorch built with "
@@ -81,7 +110,7 @@ def attend_flash(
             f"{NAME} takes no dense mask (a 4-D attention_mask, or that of a static cache); "
             f"{INSTEAD}"
         )
-    package = flash_attn_package()
+    package = _installed().package
     query_length, key_length = q.shape[-2], k.shape[-2]
     if mask is None and package is not None:
         x = package.flash_attn_func(
@@ -160,27 +189,20 @@ def _varlen(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, scale: float, causal: bool
 ) -> Tensor:
     """torch.nn.attention.varlen.varlen_attn, whose arguments changed after torch 2.10."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    accepted = _parameters(varlen_attn)
+    kernels = _installed()
     options: dict[str, Any] = {}
-    if "is_causal" in accepted:
+    if "is_causal" in kernels.varlen_arguments:
         options["is_causal"] = causal
     else:
         options["window_size"] = (-1, 0) if causal else (-1, -1)
-    if "scale" in accepted:
+    if "scale" in kernels.varlen_arguments:
         options["scale"] = scale
     else:
         q = q * (scale * q.shape[-1] ** 0.5)  # it divides by √Dh, and cannot be told otherwise
     queries, keys = segments.queries, segments.keys
-    return varlen_attn(  # type: ignore[no-any-return]
+    return kernels.varlen_attn(  # type: ignore[no-any-return]
         q, k, v, queries.ends, keys.ends, queries.longest, keys.longest, **options
     )
-
-
-@cache
-def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
 
 
 def _in_rows(
@@ -206,7 +228,8 @@ def _in_rows(
     def rows(x: Tensor, where: Tensor) -> Tensor:
         """(N, H, Dh) -> (n, H, longest, Dh)."""
         empty = x.new_zeros(count * longest + 1, *x.shape[1:])
-        return empty.index_copy(0, where, x)[:-1].unflatten(0, (count, longest)).transpose(1, 2)
+        filled = empty.index_copy(0, where, x)[:-1]
+        return filled.view(count, longest, *x.shape[1:]).transpose(1, 2)
 
     of_queries = places(queries, len(q), ahead)
     of_keys = places(keys, len(k), torch.zeros_like(ahead))

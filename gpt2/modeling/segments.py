@@ -40,7 +40,7 @@ class Packing:
         """(B · N, H, Dh) -> (B, H, N, Dh), zeros at padding."""
         if self.order is not None:
             rows = torch.empty_like(rows).index_copy(0, self.order, self._cleared(rows))
-        return rows.unflatten(0, (batch_size, -1)).transpose(1, 2)
+        return rows.view(batch_size, -1, *rows.shape[1:]).transpose(1, 2)
 
     def _cleared(self, rows: Tensor) -> Tensor:
         """Zeros behind the last segment: kernels leave it unwritten, in gradients too."""

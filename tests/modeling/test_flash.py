@@ -8,13 +8,13 @@ behind the last segment, in gradients too, as a kernel that writes nothing there
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.attention.varlen
 from torch import Tensor
 
 from gpt2 import GPT2LMHeadModel, GPT2Model
@@ -136,9 +136,9 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, which: str) -> Iterator[StandIn
     with monkeypatch.context() as patch:
         patch.setattr(flash, "_DEVICE", "cpu")
         patch.setattr(flash, "_DTYPES", (torch.float32, torch.float16, torch.bfloat16))
-        patch.setattr(flash, "flash_attn_package", lambda: package)
+        arguments = frozenset(inspect.signature(varlen).parameters)
+        patch.setattr(flash, "_kernels", flash._Kernels(package, varlen, arguments))
         patch.setattr(flash, "sdpa_kernel", held_to)
-        patch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen)
         patch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
         yield standins
 
@@ -479,7 +479,8 @@ def test_it_is_refused_when_built_where_it_is_not_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
-    monkeypatch.setattr(flash, "flash_attn_package", lambda: None)
+    monkeypatch.setattr(flash, "_flash_attn_package", lambda: None)
+    monkeypatch.setattr(flash, "_kernels", None)
     expected = r"flash_attention_2'; it may be eager, sdpa; .*flash-attn package.*this is torch"
     for cls in (GPT2Model, GPT2LMHeadModel):
         with pytest.raises(BackendError, match=expected):
@@ -494,8 +495,18 @@ def test_an_old_package_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, counts in (("2.0.9", False), ("2.1.0", True), ("2.8.3.post1", True)):
         package = SimpleNamespace(__version__=version)
         monkeypatch.setattr(flash.importlib, "import_module", lambda name, p=package: p)
-        found = flash.flash_attn_package.__wrapped__()
-        assert (found is package) == counts
+        assert (flash._flash_attn_package() is package) == counts
+
+
+def test_a_broken_package_is_no_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: str) -> None:
+        raise ImportError("undefined symbol: _ZN3c10")
+
+    monkeypatch.setattr(flash.importlib, "import_module", broken)
+    monkeypatch.setattr(flash, "_kernels", None)
+    with pytest.raises(BackendError, match=r"flash-attn is installed.*undefined symbol.*'sdpa'"):
+        tiny_model(attn_implementation=FLASH)
+    assert tiny_model(attn_implementation="sdpa")(IDS).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -562,7 +573,8 @@ def test_the_installed_varlen_kernel_takes_what_it_is_given(
 ) -> None:
     """On the meta device torch runs its own kernel's shape function, and nothing else."""
     monkeypatch.setattr(flash, "_DEVICE", "meta")
-    monkeypatch.setattr(flash, "flash_attn_package", lambda: None)
+    monkeypatch.setattr(flash, "_flash_attn_package", lambda: None)
+    monkeypatch.setattr(flash, "_kernels", None)
     q, k = (torch.empty(3, 2, n, 8, dtype=torch.bfloat16, device="meta") for n in (4, 6))
     key_mask = torch.ones(3, 6, dtype=torch.bool, device="meta")
     for segments, causal in (
@@ -573,6 +585,22 @@ def test_the_installed_varlen_kernel_takes_what_it_is_given(
         out = flash.attend_flash(q, k, k, mask=segments, scale=0.3, causal=causal, dropout_p=0.0)
         assert out.shape == q.shape
         assert out.dtype == q.dtype
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_it_compiles_without_graph_breaks(monkeypatch: pytest.MonkeyPatch, padded: bool) -> None:
+    """With torch's own kernel, on the meta device: nothing in the adapter waits for a value."""
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(flash, "_DEVICE", "meta")
+    monkeypatch.setattr(flash, "_flash_attn_package", lambda: None)
+    monkeypatch.setattr(flash, "_kernels", None)
+    model = tiny_model(attn_implementation=FLASH).to("meta", torch.bfloat16)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    mask = key_masks()["left"].to("meta") if padded else None
+    with torch.no_grad():
+        assert compiled(IDS.to("meta"), attention_mask=mask).logits.shape == (3, 6, 97)
+    torch.compiler.reset()
 
 
 # -- the real kernels ---------------------------------------------------------------------------
