@@ -3,6 +3,7 @@
 It speaks the part of the protocol that downloads use: HEAD and GET of
 ``/{repo}/resolve/{revision}/{file}``, answered with ``X-Repo-Commit``, ``ETag`` and
 ``Content-Length``, or with ``X-Error-Code``; and ``/api/models/{repo}/revision/{revision}``.
+Given a folder for them, it takes uploads (`tests.hubuploads`) of those who have a token.
 
 huggingface_hub reads its settings when it is imported, so a test has to use it in a subprocess::
 
@@ -23,6 +24,8 @@ import urllib.parse
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from tests.hubuploads import answer_post, tree
 
 
 @dataclass
@@ -61,9 +64,14 @@ class Request:
 
 
 class HubServer:
-    """Serves ``repositories`` (name -> directory) until the ``with`` block ends."""
+    """Serves ``repositories`` (name -> directory) until the ``with`` block ends.
 
-    def __init__(self, repositories: dict[str, Path]) -> None:
+    ``uploads`` is where the commits that users make are kept; without, they may make none.
+    """
+
+    def __init__(self, repositories: dict[str, Path], *, uploads: Path | None = None) -> None:
+        self.uploads = uploads
+        self.messages: list[str] = []
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
         self._commits: dict[str, dict[str, Path]] = {}
@@ -153,18 +161,44 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        hub = self.server_hub
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        hub.requests.append(Request("POST", path, self._token()))
+        fault = hub.fault_for("POST", path)
+        if fault.status is not None:
+            self._fail(fault.status, fault.error_code, fault.headers)
+        elif hub.uploads is None or not self._token():
+            self._fail(401, None)
+        else:
+            status, content = answer_post(hub, path, body)
+            self._send_json(status, content)
+
+    def _token(self) -> str | None:
+        authorization = self.headers.get("Authorization")
+        return authorization.removeprefix("Bearer ") if authorization else None
+
+    def _send_json(self, status: int, content: object) -> None:
+        data = json.dumps(content).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+        self._send(status, headers, data)
+
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet: tests look at `HubServer.requests`."""
 
     def _answer(self) -> None:
         hub = self.server_hub
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        authorization = self.headers.get("Authorization")
-        hub.requests.append(
-            Request(
-                self.command, path, authorization.removeprefix("Bearer ") if authorization else None
-            )
-        )
+        hub.requests.append(Request(self.command, path, self._token()))
+        if path.startswith("/api/models/") and "/tree/" in path:
+            name, _, revision = path.removeprefix("/api/models/").partition("/tree/")
+            commit = hub.commit_of(name, revision) if hub.knows(name) else None
+            if commit is None:
+                self._fail(404, "RevisionNotFound")
+            else:
+                self._send_json(200, tree(hub.directory_of(name, commit)))
+            return
         if path.startswith("/api/models/") and "/revision/" in path:
             name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
             file = None

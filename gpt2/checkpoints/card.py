@@ -23,8 +23,8 @@ _TASKS = {
 
 def model_card(
     repo_id: str,
-    config: GPT2Config,
     *,
+    config: GPT2Config,
     model_class: str,
     parameters: int,
     dtype: torch.dtype,

@@ -77,9 +77,10 @@ def _derived(weights: WeightFiles, overrides: Mapping[str, Any]) -> tuple[GPT2Co
     shapes = {layout.to_ours(name).ours: stored.shape for name, stored in entries.items()}
     sizes = _sizes(shapes, sources[0].label)
     # What is asked for counts from the start: the config must be possible without n_head's default.
-    asked = {"n_head": overrides[name] for name in _N_HEAD if name in overrides}
-    fields = sizes | _model_args(weights.container) | asked
-    if "n_head" not in fields:
+    fields = sizes | _model_args(weights.container)
+    for name in _N_HEAD:
+        fields["n_head"] = overrides.get(name, fields.get("n_head"))
+    if fields["n_head"] is None:
         raise ConfigError(
             f"{sources[0].label} has no model_args, and the number of heads cannot be read from "
             "shapes: pass n_head=..., or put a config.json beside it"

@@ -6,6 +6,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, overload
 
@@ -407,11 +408,11 @@ class FileExchange(Trainable):
                 variant=variant,
                 tokenizer=tokenizer,
             )
-            card = model_card(
-                repo_id,
-                self.config,
+            card = partial(
+                model_card,
+                config=self.config,
                 model_class=type(self).__name__,
-                parameters=sum(p.numel() for p in self.parameters()),
+                parameters=self.num_parameters(),
                 dtype=next(self.parameters()).dtype,
                 with_tokenizer=tokenizer is not None,
             )

@@ -8,7 +8,7 @@ from gpt2.errors import ArgumentError, HubError
 from gpt2.storage.hub import checked_token, is_repo_id, reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 
@@ -16,7 +16,7 @@ def upload_directory(
     directory: Path,
     repo_id: str,
     *,
-    if_absent: Mapping[str, str],
+    if_absent: Mapping[str, Callable[[str], str]],
     supersedes: Iterable[str],
     commit_message: str,
     private: bool | None,
@@ -27,7 +27,8 @@ def upload_directory(
     """Make the repository if need be, commit the directory's files to it, and return the URL.
 
     Args:
-        if_absent: name -> text of files to add where the repository has none of that name.
+        if_absent: name -> text, given the repository's full name, of files to add where the
+            repository has none of that name.
         supersedes: patterns of files in the repository to delete where the directory has none of
             that name.
 
@@ -50,7 +51,7 @@ def upload_directory(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         for name, text in if_absent.items():
             if not api.file_exists(repo_id, name, revision=revision):
-                (directory / name).write_text(text, encoding="utf-8")
+                (directory / name).write_text(text(repo_id), encoding="utf-8")
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=directory,
