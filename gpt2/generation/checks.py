@@ -312,11 +312,13 @@ def _contradictions(c: GenerationConfig) -> Sequence[tuple[bool, str]]:
     )
 
 
-def check_said(
-    config: GenerationConfig, said: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> None:
-    """Refuse what a call says (``said``) and the other settings make void."""
-    for name, (needed, is_set) in _NEEDS.items():
-        if said.get(name) in (None, defaults[name]) or is_set(config):
-            continue
-        raise ArgumentError(f"{name}={said[name]!r} has no effect without {needed}")
+def void_settings(config: GenerationConfig, said: Mapping[str, Any]) -> list[str]:
+    """Of what is ``said``, the settings that others of ``config`` make void; each with the reason.
+
+    ``said`` has no settings at their defaults.
+    """
+    return [
+        f"{name}={said[name]!r} has no effect without {needed}"
+        for name, (needed, is_set) in _NEEDS.items()
+        if said.get(name) is not None and not is_set(config)
+    ]

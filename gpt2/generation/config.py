@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gpt2.config import GPT2Config
-from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
-from gpt2.generation.checks import CHECKS, bias_pairs, check_said, check_settings
+from gpt2.errors import ArgumentError, ArgumentTypeError, did_you_mean, unknown_argument
+from gpt2.generation.checks import CHECKS, bias_pairs, check_settings, void_settings
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
@@ -246,14 +246,22 @@ class GenerationConfig:
         elif "max_length" in changes and "max_new_tokens" not in changes:
             changed.max_new_tokens = None
         changed.validate()
-        check_said(changed, changes, _DEFAULTS)
+        said = {n: v for n, v in changes.items() if v != _DEFAULTS.get(n, v)}
+        for message in void_settings(changed, said):
+            raise ArgumentError(message)
         return changed
+
+    def void(self) -> list[str]:
+        """What is set here to no effect, since another setting is not; each with the reason."""
+        return void_settings(self, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that differ from the defaults, and the kept fields, as plain data."""
         plain = {name: getattr(self, name) for name in _DEFAULTS}
         if isinstance(self.sequence_bias, Mapping):  # its keys are no JSON
             plain["sequence_bias"] = [[list(i), b] for i, b in bias_pairs(self.sequence_bias)]
+        if self.top_k is None:
+            plain["top_k"] = 0  # the same; null would be read as the default by some
         set_here = {k: v for k, v in plain.items() if v != _DEFAULTS[k]}
         return copy.deepcopy({**self.extra, **set_here})
 
@@ -261,8 +269,9 @@ class GenerationConfig:
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
         """From the contents of a generation_config.json.
 
-        Settings that this version does not have are refused unless they are at
-        the value where they do nothing; other fields are kept.
+        Unknown settings are refused, and those that cannot be honoured, unless
+        they are null or at the value where they do nothing; then they are kept,
+        as are the writer's notes (transformers_version, and what begins with _).
         """
         known = {f.name for f in fields(cls)} - {"extra"}
         values, extra = {}, {}
@@ -272,6 +281,9 @@ class GenerationConfig:
             else:
                 if name in _WITHOUT_EFFECT:
                     _refuse_effect(name, value)
+                elif value is not None and name != "transformers_version" and name[:1] != "_":
+                    hint = did_you_mean(name, known)
+                    raise ArgumentError(f"{name}={value!r:.80} is no setting of generation{hint}")
                 extra[name] = copy.deepcopy(value)
         if values.get("max_new_tokens") is not None:
             values.pop("max_length", None)  # as the reference: max_new_tokens wins in a file
@@ -282,8 +294,7 @@ class GenerationConfig:
     @classmethod
     def from_model_config(cls, config: GPT2Config) -> Self:
         """What a model's config says about decoding: its special tokens, and legacy settings."""
-        legacy = ("max_length", "do_sample", "temperature", "top_k", "top_p")
-        kept = {name: config.extra[name] for name in legacy if name in config.extra}
+        kept = {name: config.extra[name] for name in _DEFAULTS if name in config.extra}
         if kept.get("max_length") == DEFAULT_NEW_TOKENS:
             del kept["max_length"]  # old files spell the default out
         eos = config.eos_token_id

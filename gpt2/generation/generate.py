@@ -143,7 +143,11 @@ def _settings(
         )
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     missing = {n: getattr(own, n) for n in tokens if getattr(generation_config, n) is None}
-    return generation_config.replaced(**{**missing, **settings})
+    config = generation_config.replaced(**{**missing, **settings})
+    for message in generation_config.void():
+        if message in config.void():
+            raise ArgumentError(f"generation_config: {message}")
+    return config
 
 
 def _mode(config: GenerationConfig, assistant: CausalLM | None, streamer: Streamer | None) -> str:
