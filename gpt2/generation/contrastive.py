@@ -58,13 +58,13 @@ def contrastive_search(run: Run) -> GenerateDecoderOnlyOutput:
         run.recorder.add(decoder, logits, scores)
         probabilities, candidates = scores.softmax(-1).topk(k)  # (B, k)
         behind = decoder.decode_each(candidates)  # (B, k, V)
-        column, ahead = width + step, _direction(decoder)
-        each = penalised(probabilities, ahead, context[:, :column], seen[:, :column], alpha)
+        ahead, held = _direction(decoder), width + step
+        each = penalised(probabilities, ahead, context[:, :held], seen[:, :held], alpha)
         picked = each.argmax(-1)  # (B,)
         decoder.keep_one(picked, k)
 
         rows = torch.arange(size, device=device)
-        context[:, column] = ahead[rows, picked]
+        context[:, held] = ahead[rows, picked]
         new[:, step] = candidates[rows, picked].where(going, run.filler)
         broken = run.broken(logits, scores) & going
         streamed = new[:, step].where(going, ABSENT)
