@@ -172,7 +172,9 @@ def read_tokenizer_json(path: Path) -> tuple[Tables, dict[str, Any]]:
         merges_source=f"{path}, model.merges, entry",
         from_files=True,
     )
-    for entry in document.get("added_tokens") or []:
+    if document.get("added_tokens") is None:
+        document["added_tokens"] = []
+    for entry in _field(path, document, "added_tokens", list):
         if not isinstance(entry, dict) or "id" not in entry:
             raise FileFormatError(
                 f"{path}: added_tokens has an entry without an id: {entry!r:.200}"
