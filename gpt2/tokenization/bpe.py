@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any
 
@@ -71,31 +71,42 @@ class BytePairEncoder:
     def _merge_long(self, ids: list[int]) -> list[int]:
         size = len(ids)
         rank_of = self._ranks.get
-        after = list(range(1, size + 1))
-        before = list(range(-1, size - 1))
-        # One number per candidate, so that the heap orders by rank, then from the left.
-        heap = [
-            rank * size + at
-            for at, pair in enumerate(pairwise(ids))
-            if (rank := rank_of(pair)) is not None
-        ]
-        heapify(heap)
-        while heap:
-            rank, at = divmod(heappop(heap), size)
+        after = array("q", range(1, size + 1))
+        before = array("q", range(-1, size - 1))
+        # rank -> where a pair may have it, as a heap; and the ranks, as one.
+        places: dict[int, list[int]] = {}
+        ranks: list[int] = []
+
+        def note(pair: tuple[int, int], at: int) -> None:
+            rank = rank_of(pair)
+            if rank is None:
+                return
+            if rank in places:
+                heappush(places[rank], at)
+            else:
+                places[rank] = [at]
+                heappush(ranks, rank)
+
+        for at, pair in enumerate(pairwise(ids)):
+            note(pair, at)
+        while ranks:
+            rank = ranks[0]
+            if not places[rank]:
+                del places[heappop(ranks)]
+                continue
+            at = heappop(places[rank])
             right = after[at]
-            # A candidate is out of date when a neighbour's merge has changed the pair.
+            # A place is out of date when a neighbour's merge has changed the pair.
             if right == size or rank_of((ids[at], ids[right])) != rank:
                 continue
-            token = self._merged[rank]
-            ids[at], ids[right] = token, _GONE
+            ids[at], ids[right] = self._merged[rank], _GONE
             end = after[at] = after[right]
             if end < size:
                 before[end] = at
-                if (next_rank := rank_of((token, ids[end]))) is not None:
-                    heappush(heap, next_rank * size + at)
+                note((ids[at], ids[end]), at)
             start = before[at]
-            if start >= 0 and (next_rank := rank_of((ids[start], token))) is not None:
-                heappush(heap, next_rank * size + start)
+            if start >= 0:
+                note((ids[start], ids[at]), start)
         return [token for token in ids if token != _GONE]
 
 

@@ -76,9 +76,12 @@ class CorpusEncoder:
         import numpy
 
         dtype = numpy.uint16 if vocabulary_size <= 1 << 16 else numpy.uint32
+        # Grows in place, so that the ids are never in memory twice.
+        grown = array("H" if dtype is numpy.uint16 else "I")
         with closing(self._chunks(texts)) as chunks:
-            parts = [numpy.frombuffer(ids, dtype=numpy.uint32).astype(dtype) for ids, _ in chunks]
-        return numpy.concatenate([numpy.empty(0, dtype), *parts])
+            for ids, _ in chunks:
+                grown.frombytes(numpy.frombuffer(ids, dtype=numpy.uint32).astype(dtype).tobytes())
+        return numpy.frombuffer(grown, dtype=dtype)
 
     def _chunks(self, texts: Iterable[str]) -> Generator[_Chunk, None, None]:
         total = len(texts) if isinstance(texts, Sized) else None

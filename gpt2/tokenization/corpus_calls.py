@@ -96,8 +96,10 @@ class CorpusCalls(TextCalls):
         >>> tokenizer.encode_to_array(["Hello world", "Hello"])
         array([15496,   995, 50256, 15496, 50256], dtype=uint16)
 
-        uint16 where the vocabulary has up to 65 536 ids, else uint32; N ids take 2 or 4 N bytes
-        (and, while it works, twice that).
+        uint16 where the vocabulary has up to 65 536 ids, else uint32. Memory: 2 or 4 bytes per id
+        and at most a sixteenth more, and about 20 MB per worker for the texts under way, however
+        long the corpus is. A single text takes about 17 times its bytes while it is encoded, one of
+        white space 35 times, one without any 70 times.
 
         Args:
             append_eos: end every text with the EOS token, so that a model learns where texts end.

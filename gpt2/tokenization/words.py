@@ -10,8 +10,7 @@ from gpt2.errors import ArgumentError
 from gpt2.tokenization.bpe import BytePairEncoder
 from gpt2.tokenization.pretokenization import split_words
 
-# Bounds of the table. English words take about 170 bytes each (measured), so that a full table
-# has 22 MB; full of the largest words that it accepts it would have about 80 MB.
+# Bounds of the table; `examples/benchmark.py tokenizer` measures what a full one takes.
 MAX_WORDS = 1 << 17
 MAX_WORD_LENGTH = 32
 MAX_WORD_IDS = 32
@@ -20,7 +19,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class WordTable(dict[str, tuple[int, ...]]):
-    """word -> its ids, filled as words are first met; emptied when full.
+    """word -> its ids, filled as words are first met; emptied when it has `MAX_WORDS`.
+
+    Its memory is bounded: 22 MB when full of English words, 80 MB at worst.
 
     A plain dictionary otherwise, so that a known word costs one look-up in C. Threads may share
     it: each step is a single operation of the dictionary, and two that meet the same new word

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import sys
+import tracemalloc
 from typing import Any
 
 import numpy
@@ -135,3 +136,19 @@ def test_progress_is_told_where_it_takes_long(
     tokenizer.encode_batch(TEXTS)
     assert "encoding: [" in stderr.getvalue()
     assert f"/{len(TEXTS)} texts" in stderr.getvalue()
+
+
+def test_an_array_is_never_in_memory_twice(
+    tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "_CHUNK", 1000)
+    text = "the hat and the hen " * 50
+    tokenizer.encode(text)
+    tracemalloc.start()
+    try:
+        ids = tokenizer.encode_to_array((text for _ in range(1000)), show_progress=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert ids.nbytes > 500_000
+    assert peak < 1.25 * ids.nbytes + 100_000
