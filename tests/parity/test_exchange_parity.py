@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
-from gpt2 import GPT2Config
+from gpt2 import GPT2Config, GPT2Tokenizer
 from gpt2.errors import StateDictError
+from tests.helpers import tiny_model
 from tests.parity.record import compare, count
 from tests.parity.reference import (
     SIZES,
@@ -193,6 +195,46 @@ def test_a_config_goes_there_and_back(tmp_path: Path, name: str) -> None:
     # None in their file means the default, which ours spells out
     lost = {k: (v, after.get(k)) for k, v in before.items() if v is not None and after.get(k) != v}
     assert not lost
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ctranslate2_converts_what_we_save(tmp_path: Path, sharded: bool) -> None:
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    tokenizer = GPT2Tokenizer.train(["a hen and a hat"] * 9, vocab_size=270, show_progress=False)
+    ours = tiny_model(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0)
+    ours.save_pretrained(
+        tmp_path / "ours", tokenizer=tokenizer, max_shard_size=SHARD if sharded else "5GB"
+    )
+    converter = ctranslate2.converters.TransformersConverter(str(tmp_path / "ours"))
+    converter.convert(str(tmp_path / "converted"))
+    generator = ctranslate2.Generator(str(tmp_path / "converted"), device="cpu", intra_threads=1)
+    ids = random_ids(1, 2, 7)
+    logits = generator.forward_batch(ids.tolist(), return_log_probs=False)
+    compare(
+        "logits, CTranslate2 of our files",
+        torch.from_numpy(numpy.array(logits)),
+        ours(ids).logits,
+        where="sharded" if sharded else "one file",
+    )
+
+
+def test_model_settings_and_tokenizer_in_one_save(tmp_path: Path) -> None:
+    """transformers reads all three from the one directory that one call wrote."""
+    tokenizer = GPT2Tokenizer.train(["a hen and a hat"] * 9, vocab_size=270, show_progress=False)
+    ours = tiny_model(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0)
+    ours.generation_config.max_new_tokens = 5
+    ours.generation_config.eos_token_id = [0, 3]
+    ours.save_pretrained(tmp_path, tokenizer=tokenizer, max_shard_size=SHARD)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    settings = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert (settings.max_new_tokens, settings.eos_token_id) == (5, [0, 3])
+    ids = their_tokenizer("a hen", return_tensors="pt")["input_ids"]
+    assert torch.equal(ids, tokenizer("a hen", return_tensors="pt")["input_ids"])
+    compare("logits, our files", output(ours), output(theirs), where="one save")
+    mask = torch.ones_like(ids)
+    made = theirs.generate(ids, attention_mask=mask, pad_token_id=0)
+    assert torch.equal(made, ours.generate(ids, attention_mask=mask, pad_token_id=0))
 
 
 def assert_complete(info: dict[str, Any]) -> None:

@@ -120,4 +120,4 @@ def test_refusals(checkpoint: Path, tmp_path: Path) -> None:
         assert f"cannot upload to '{NAME}'" in answer["message"]
     for answer in (no_login, forbidden):
         assert "hf auth login" in answer["message"]
-    assert "400" in broken["message"]
+    assert "BadRequest" in broken["message"]
