@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +83,10 @@ def _plain(x: Any) -> Any:
 
 def _real_columns(name: str, attention_mask: Any, lengths: list[int]) -> list[list[int]]:
     mask = _plain(attention_mask)
-    if isinstance(mask, list) and mask and not isinstance(mask[0], Sequence):
+    mask = list(map(_plain, mask)) if isinstance(mask, list | tuple) else []
+    if not any(isinstance(row, list | tuple) for row in mask):
         mask = [mask]  # of a single row
-    if not isinstance(mask, list | tuple) or [len(row) for row in mask] != lengths:
+    if [len(row) if isinstance(row, list | tuple) else None for row in mask] != lengths:
         raise ArgumentError(
             f"attention_mask must have the shape of {name}: {len(lengths)} rows of "
             f"{' or '.join(map(str, sorted(set(lengths))))} columns"
@@ -95,7 +95,8 @@ def _real_columns(name: str, attention_mask: Any, lengths: list[int]) -> list[li
         for value in row:
             if value not in (0, 1):
                 raise ArgumentError(
-                    f"attention_mask must hold only 0 (padding) and 1 (real token), not {value!r}"
+                    "attention_mask must hold only 0 (padding) and 1 (real token), not "
+                    f"{value!r:.200}"
                 )
     return [[column for column, real in enumerate(row) if real] for row in mask]
 
@@ -103,7 +104,7 @@ def _real_columns(name: str, attention_mask: Any, lengths: list[int]) -> list[li
 def _check_ids(name: str, ids: list[Any], vocab_size: int) -> None:
     for id_ in ids:
         if isinstance(id_, bool) or not isinstance(id_, int):
-            raise ArgumentTypeError(f"{name}: a token id must be a whole number, not {id_!r}")
+            raise ArgumentTypeError(f"{name}: a token id must be a whole number, not {id_!r:.200}")
         if not 0 <= id_ < vocab_size:
             raise TokenIdError(f"{name} has id {id_}; ids must be from 0 to {vocab_size - 1}")
 

@@ -95,6 +95,9 @@ def test_all_forms_of_ids_are_one(model: GPT2LMHeadModel) -> None:
     ids = TOKENIZER.encode(TEXTS[0])
     expected = model.score(TEXTS[0], tokenizer=TOKENIZER)
     forms: list[Any] = [ids, [ids], torch.tensor(ids), torch.tensor([ids]), numpy.array(ids)]
+    one = torch.ones(len(ids))
+    for mask in (one, one[None], [1] * len(ids), [one.long()]):
+        assert torch.equal(model.score(ids, attention_mask=mask).log_probs, expected.log_probs)
     for form in [*forms, tuple(ids), [torch.tensor(ids)], [numpy.array(ids, dtype=numpy.int32)]]:
         assert torch.equal(model.score(form).log_probs, expected.log_probs)
     assert expected.log_probs.shape == (1, len(ids))
@@ -371,6 +374,9 @@ TEXT = {"tokenizer": TOKENIZER}
         ("score", (["a b"], {**TEXT, "attention_mask": [[1]]}), ArgumentError, "is for ids"),
         ("score", ([[1, 2]], {"attention_mask": [[1]]}), ArgumentError, "1 rows of 2 columns"),
         ("score", ([[1, 2]], {"attention_mask": [[1, 2]]}), ArgumentError, "only 0 .* not 2"),
+        ("score", ([[1, 2]], {"attention_mask": 1}), ArgumentError, "1 rows of 2 columns"),
+        ("score", ([[1, 2]] * 2, {"attention_mask": [[1, 1], 1]}), ArgumentError, "2 rows of 2 c"),
+        ("score", ([[[1, 2]]],), ArgumentTypeError, r"must be a whole number, not \[1, 2\]"),
         ("score", ([[1, 2]], {"attention_mask": [[0, 0]]}), ArgumentError, "row 0 .* is empty"),
         ("score", ([1, 2], {"add_bos": 1}), ArgumentError, "add_bos must be True or False"),
         ("perplexity", ("",), ArgumentTypeError, "text is text: give tokenizer=…"),
