@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gpt2.generation.config import GenerationConfig as GenerationConfig
     from gpt2.inspection import inspect_checkpoint as inspect_checkpoint
     from gpt2.inspection import verify_checkpoint as verify_checkpoint
+    from gpt2.modeling.cache import KVCache as KVCache
     from gpt2.modeling.classifiers import GPT2ForQuestionAnswering as GPT2ForQuestionAnswering
     from gpt2.modeling.classifiers import (
         GPT2ForSequenceClassification as GPT2ForSequenceClassification,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gpt2.modeling.heads import GPT2DoubleHeadsModel as GPT2DoubleHeadsModel
     from gpt2.modeling.heads import GPT2LMHeadModel as GPT2LMHeadModel
     from gpt2.modeling.pretrained import GPT2PreTrainedModel as GPT2PreTrainedModel
+    from gpt2.modeling.static_cache import StaticCache as StaticCache
     from gpt2.modeling.transformer import GPT2Model as GPT2Model
     from gpt2.tokenization.batching import BatchEncoding as BatchEncoding
     from gpt2.tokenization.streaming import TextIteratorStreamer as TextIteratorStreamer
@@ -47,6 +49,8 @@ _HOMES = {
     "GPT2Tokenizer": "gpt2.tokenization.tokenizer",
     "GPT2TokenizerFast": "gpt2.tokenization.tokenizer",
     "GenerationConfig": "gpt2.generation.config",
+    "KVCache": "gpt2.modeling.cache",
+    "StaticCache": "gpt2.modeling.static_cache",
     "TextIteratorStreamer": "gpt2.tokenization.streaming",
     "TextStreamer": "gpt2.tokenization.streaming",
     "inspect_checkpoint": "gpt2.inspection",

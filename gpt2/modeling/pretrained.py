@@ -82,7 +82,7 @@ class GPT2PreTrainedModel(FileExchange):
             return
         for name, source in self.tied_weights.items():
             path, _, leaf = name.rpartition(".")
-            setattr(self.get_submodule(path), leaf, self.get_parameter(source))
+            setattr(_unwrapped(self.get_submodule(path)), leaf, self.get_parameter(source))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Moving from the meta device (to_empty) makes a new parameter per module: tie again.
@@ -113,6 +113,14 @@ def refuse_unknown(module: nn.Module, unknown: Mapping[str, Any]) -> None:
     for name in unknown:
         known = set(inspect.signature(module.forward).parameters) - {"unknown"}
         raise unknown_argument(f"{type(module).__name__}.forward", name, known)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module itself, where PEFT has put an adapter, or a copy to be trained, around it."""
+    for name in ("base_layer", "original_module"):
+        if name in module._modules:
+            return module.get_submodule(name)
+    return module
 
 
 # Hooks stand at module level so that models pickle and deepcopy.
