@@ -52,6 +52,7 @@ def contrastive_search(run: Run) -> GenerateDecoderOnlyOutput:
 
     new = torch.full((size, run.new_tokens), run.filler, dtype=torch.int64, device=device)
     going = torch.ones(size, dtype=torch.bool, device=device)
+    lengths = [0] * size  # new tokens of each row, up to its end
     run.stream_prompt()
     for step in range(run.new_tokens):
         scores = run.process(logits, new[:, :step])
@@ -70,6 +71,7 @@ def contrastive_search(run: Run) -> GenerateDecoderOnlyOutput:
         streamed = new[:, step].where(going, ABSENT)
         going = going & ~run.ended(new[:, : step + 1])
         tokens, still, wrong = torch.stack([streamed, going, broken]).tolist()
+        lengths = [n + (token != ABSENT) for n, token in zip(lengths, tokens, strict=True)]
         if any(wrong):
             raise run.refuse_broken(logits[wrong.index(1)], step)
         if streamer is not None:
@@ -77,11 +79,12 @@ def contrastive_search(run: Run) -> GenerateDecoderOnlyOutput:
         if not any(still) or run.stopping.out_of_time():
             break
         logits = behind[rows, picked]
-    decoder.crop(decoder.columns - 1)  # the cache of all but the last token, as everywhere
     if streamer is not None:
         streamer.end()
     return GenerateDecoderOnlyOutput(
-        sequences=new[:, : step + 1], past_key_values=decoder.past, **run.recorder.fields()
+        sequences=new[:, : step + 1],
+        past_key_values=decoder.cache_of([min(n, step) for n in lengths]),
+        **run.recorder.fields(),
     )
 
 

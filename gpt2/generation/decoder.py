@@ -13,6 +13,7 @@ it. Shapes: B rows, W columns of the prompt, n new columns so far, V vocabulary.
 - ``make_room(columns)``: before prefill, room for more columns than the new tokens take
 - ``crop(columns)``: forget what was fed behind that many columns
 - ``keep_first(counts, k)``: of the last k columns, each row keeps its first ones
+- ``cache_of(lengths)`` -> the cache to return, where row i has so many new tokens
 - ``hide(real (B, k))``: of the last k columns, only these are tokens; the others become padding
   (so rows may accept different numbers of drafted tokens)
 
@@ -209,6 +210,24 @@ class Decoder:
         if min(counts) < k:
             ends = torch.tensor(counts, device=self.prompt.device)[:, None]
             self.hide(torch.arange(k, device=ends.device) < ends)
+
+    def cache_of(self, lengths: Sequence[int]) -> KVCache | None:
+        """To return: the cache of the prompt and of the first ``lengths[i]`` new tokens of row i.
+
+        They stand side by side right behind the prompt, as in the returned ids,
+        and what follows them is padding. The decoder has done its work then.
+        """
+        if self.past is None:
+            return None
+        width, k = self.prompt.width, self.columns - self.prompt.width
+        real = None if self.mask is None else self.mask[:, width : self.columns]
+        if real is not None and not bool(real.all()):
+            order = real.to(torch.int8).sort(descending=True, stable=True).indices
+            for place in range(max(lengths)):  # a column never moves to the right
+                self.past.move_columns(width + order[:, place], width + place)
+        if k:
+            self.keep_first(lengths, k)
+        return self.past
 
     def crop(self, columns: int) -> None:
         """Forget what was fed behind the first ``columns`` columns, the prompt's included."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
 from gpt2.generation.prompt import ABSENT
 from gpt2.generation.run import Run
+from gpt2.modeling.cache import KVCache
 
 
 def draw(
@@ -55,13 +56,12 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
             break
         tokens = tokens[batch.drop_ended()]
         logits = decoder.decode_one(tokens, new[batch.rows, : step + 1])
-        batch.hide_ended()
 
     if run.streamer is not None:
         run.streamer.end()
     return GenerateDecoderOnlyOutput(
         sequences=new[:, : step + 1],
-        past_key_values=None if config.long_context else decoder.past,
+        past_key_values=batch.cache(step),
         **run.recorder.fields(),
     )
 
@@ -71,7 +71,7 @@ class Batch:
 
     Rows that have ended leave, unless what is returned or a function of the
     caller's would tell (Run.rows_may_leave): then they stay, and are fed
-    fillers that are hidden from them. R rows are there; on the device ``rows``
+    fillers. R rows are there; on the device ``rows``
     (R,) are their numbers, ``prompt_rows`` (R,) those of their prompts,
     ``going`` (R,) bool says which have not ended.
     """
@@ -83,6 +83,7 @@ class Batch:
         self.going = torch.ones_like(self.rows, dtype=torch.bool)
         self._present, self._ended = list(range(size)), [False] * size  # on the host, as above
         self._texts: list[list[int]] = [[] for _ in range(size)]  # new ids, for stop strings
+        self._lengths = [run.new_tokens] * size  # new ids until the end, where rows stay
         self._generators = run.generators
 
     @property
@@ -113,12 +114,15 @@ class Batch:
             column = torch.full((self.size,), ABSENT)
             column[self._present] = torch.tensor(on_host)
             run.streamer.put(column)
-        self._ended = [bool(o) for o in over]
+        before, self._ended = self._ended, [bool(o) for o in over]
         if strings is not None:
             for i, (row, text) in enumerate(zip(self._present, self._texts, strict=True)):
                 text.append(on_host[i])
                 met = strings.ended(row // run.config.num_return_sequences, text)
                 self._ended[i] = self._ended[i] or met
+        for i, (now, earlier) in enumerate(zip(self._ended, before, strict=True)):
+            if now and not earlier:
+                self._lengths[i] = step + 1
 
     def drop_ended(self) -> Tensor | slice:
         """Let rows that have ended leave, where they may; returns which stay, as an index."""
@@ -139,7 +143,8 @@ class Batch:
             self._generators = [self._generators[i] for i in kept]
         return index
 
-    def hide_ended(self) -> None:
-        """Hide the fillers that were just fed to rows that have ended."""
-        if any(self._ended):
-            self.run.decoder.hide(self.going[:, None])
+    def cache(self, step: int) -> KVCache | None:
+        """What is returned as past_key_values after new token number ``step``."""
+        if not self.run.config.return_dict_in_generate or self.run.config.long_context:
+            return None  # a window is no beginning of the sequences
+        return self.run.decoder.cache_of([min(n, step) for n in self._lengths])

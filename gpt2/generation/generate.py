@@ -224,12 +224,12 @@ def _check_needs(
 
 def _functions(name: str, given: Sequence[Callable[..., Any]] | None) -> list[Callable[..., Any]]:
     """A documented list of functions."""
+    if given is not None and not isinstance(given, Sequence):
+        raise ArgumentTypeError(f"{name} must be a list of functions, not {given!r}")
     functions = list(given or [])
     for function in functions:
         if not callable(function):
-            raise ArgumentTypeError(
-                f"{name} must be a list of functions; it has a {type(function).__name__}"
-            )
+            raise ArgumentTypeError(f"{name} must be a list of functions; it has {function!r}")
     return functions
 
 

@@ -24,6 +24,7 @@ from gpt2.generation.drafting import Draft, LookupDraft, ModelDraft, Rows, padde
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
 from gpt2.generation.prompt import ABSENT
 from gpt2.generation.run import Run
+from gpt2.modeling.cache import KVCache
 
 DEFAULT_NGRAM = 2  # the documented default of max_matching_ngram_size
 
@@ -177,9 +178,16 @@ class Sequences:
                 run.recorder.steps[name].append(torch.stack(each))
         return GenerateDecoderOnlyOutput(
             sequences=torch.tensor(ids, device=run.device),
-            past_key_values=run.decoder.past,
+            past_key_values=self._cache(length) if run.config.return_dict_in_generate else None,
             **run.recorder.fields(),
         )
+
+    def _cache(self, length: int) -> KVCache | None:
+        """The cache of all but the last column of the sequences, of ``length`` new ids."""
+        last = [[] if len(new) == length else [new[-1]] for new in self.new]  # chosen, not yet fed
+        if any(last):
+            self.run.decoder.decode_block(padded(last, self.run.device), list(map(len, last)))
+        return self.run.decoder.cache_of([min(len(new), length - 1) for new in self.new])
 
 
 def assisted_decoding(run: Run) -> GenerateDecoderOnlyOutput:
