@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gpt2 import GPT2LMHeadModel, GPT2Model
+from gpt2 import (
+    GPT2DoubleHeadsModel,
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
 from gpt2.errors import ArgumentError
 from gpt2.modeling.cache import KVCache
 from gpt2.modeling.outputs import (
@@ -115,15 +122,58 @@ def test_pytree_finds_every_tensor() -> None:
     assert doubled.cross_attentions is None
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
-def test_outputs_and_models_copy_and_pickle(copied: Any) -> None:
-    out = output(output_attentions=True)
-    twin = copied(out)
-    assert type(twin) is type(out)
-    assert torch.equal(twin.logits, out.logits)
-    assert torch.equal(twin.past_key_values[0][1], out.past_key_values[0][1])
-    model = tiny_model(GPT2Model)
-    assert torch.equal(copied(model)(IDS).last_hidden_state, model(IDS).last_hidden_state)
+HEADS = [
+    GPT2Model,
+    GPT2LMHeadModel,
+    GPT2DoubleHeadsModel,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2ForQuestionAnswering,
+]
+COPIES = [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]
+
+
+def leaves(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("cls", HEADS)
+def test_models_configs_and_outputs_copy_and_pickle(cls: Any, copied: Any) -> None:
+    model = tiny_model(cls, num_labels=3, id2label={0: "a", 1: "b", 2: "c"})
+    ids = IDS[None] if cls is GPT2DoubleHeadsModel else IDS
+    with torch.no_grad():
+        out = model(ids, output_attentions=True, output_hidden_states=True)
+        twin = copied(out)
+        assert type(twin) is type(out)
+        assert twin.keys() == out.keys()
+        other = copied(model)
+        for found in (twin, other(ids, output_attentions=True, output_hidden_states=True)):
+            for mine, theirs in zip(leaves(found), leaves(out), strict=True):
+                assert torch.equal(mine, theirs)
+    assert other.config == model.config
+    assert copied(model.config) == model.config
+    if hasattr(model, "lm_head"):
+        assert other.lm_head.weight is other.transformer.wte.weight
+    assert other.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("cls", HEADS)
+def test_every_output_is_a_pytree(cls: Any) -> None:
+    model = tiny_model(cls)
+    ids = IDS[None] if cls is GPT2DoubleHeadsModel else IDS
+    out = model(ids, output_attentions=True, output_hidden_states=True)
+    found, spec = pytree.tree_flatten(out)
+    tensors = {id(t) for t in found if isinstance(t, Tensor)}
+    for name in out:
+        value = out[name]
+        for t in value if isinstance(value, tuple) else [value]:
+            assert isinstance(t, KVCache) or id(t) in tensors, name
+    again = pytree.tree_unflatten(found, spec)
+    assert type(again) is type(out)
+    assert again.keys() == out.keys()
+    json_form = pytree.treespec_dumps(spec)  # what an exported program is stored with
+    assert pytree.treespec_loads(json_form) == spec
 
 
 # -- logits_to_keep -----------------------------------------------------------------------------
