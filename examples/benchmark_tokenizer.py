@@ -2,7 +2,8 @@
 
 One thread everywhere. A figure is the median of the rounds; a library's caches are warm, except
 that "encode cold" starts with a tokenizer that was just loaded. A ratio is this library's speed
-over the peer's: above 1, this library is faster.
+over the peer's: above 1, this library is faster. Below the table stands what this library is asked
+for, beside what was measured.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import os
 import random
 import statistics
 import sysconfig
+import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from gpt2 import GPT2Tokenizer
 from gpt2.errors import FileAccessError
 from gpt2.storage.hub import open_repository
 from gpt2.tokenization.byte_alphabet import to_bytes
+from gpt2.tokenization.words import MAX_WORDS
 
 OURS = "gpt2"
 END = "<|endoftext|>"
@@ -162,11 +166,12 @@ class Bench:
 
     libraries: dict[str, Library]
     rounds: int
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # label -> library -> median
 
     def __post_init__(self) -> None:
         self.loaded = {name: library.load() for name, library in self.libraries.items()}
         heads = [*self.libraries, *(f"/{name}" for name in self.libraries if name != OURS)]
-        print(f"{'':34}" + "".join(f"{head:>14}" for head in heads))
+        print(f"{'':40}" + "".join(f"{head:>14}" for head in heads))
 
     def task(
         self,
@@ -175,13 +180,21 @@ class Bench:
         *,
         megabytes: float | None = None,
         cold: bool = False,
+        only: str | None = None,
         rounds: int | None = None,
     ) -> None:
-        """Time ``work(library, tokenizer)``; in MB/s where ``megabytes`` is given, else in ms."""
+        """Time ``work(library, tokenizer)``; in MB/s where ``megabytes`` is given, else in ms.
+
+        Args:
+            cold: with a tokenizer that was just loaded.
+            only: the one library that can do it.
+            rounds: how often, in place of the number for all tasks.
+        """
         counted = rounds or self.rounds
-        samples: dict[str, list[float]] = {name: [] for name in self.libraries}
+        libraries = self.libraries if only is None else {only: self.libraries[only]}
+        samples: dict[str, list[float]] = {name: [] for name in libraries}
         for number in range(-1 if counted > 1 else 0, counted):  # round -1 warms up
-            for name, library in self.libraries.items():
+            for name, library in libraries.items():
                 tokenizer = library.load() if cold else self.loaded[name]
                 gc.collect()
                 began = time.perf_counter()
@@ -190,12 +203,20 @@ class Bench:
                 del result  # outside of what is timed
                 if number >= 0:
                     samples[name].append(took)
-        seconds = [statistics.median(samples[name]) for name in self.libraries]
-        figures = [megabytes / s if megabytes else 1000 * s for s in seconds]
+        medians = {name: statistics.median(taken) for name, taken in samples.items()}
+        self.seconds[label] = medians
         unit = "MB/s" if megabytes else "ms"
-        ratios = [f"{s / seconds[0]:13.2f}x" for s in seconds[1:]]
-        line = f"{label:28} {unit:>5}" + "".join(f"{figure:14.1f}" for figure in figures)
-        print(line + "".join(ratios), flush=True)
+        line = f"{label:34} {unit:>5}"
+        for taken in medians.values():
+            line += f"{megabytes / taken if megabytes else 1000 * taken:14.1f}"
+        for name, taken in medians.items():
+            line += "" if name == OURS else f"{taken / medians[OURS]:13.2f}x"
+        print(line, flush=True)
+
+    def ratio(self, label: str, peer: str) -> float | None:
+        """How many times as fast as the peer this library did a task; None without the peer."""
+        medians = self.seconds[label]
+        return medians[peer] / medians[OURS] if peer in medians else None
 
 
 def run(
@@ -205,7 +226,7 @@ def run(
     rounds: int,
     size: int = MEGABYTE,
 ) -> None:
-    """Print the table.
+    """Print the table, and what is asked for beside what was measured.
 
     Args:
         vocabulary: directory of vocab.json and merges.txt; None for GPT-2's from the hub's cache.
@@ -217,11 +238,15 @@ def run(
     directory = cached_vocabulary() if vocabulary is None else vocabulary
     print("one thread; ratio: how many times as fast as the peer this library is")
     bench = Bench(libraries(directory, against), rounds)
-    bench.task("load the vocabulary", lambda library, _: library.load())
+    bench.task("load vocab.json, merges.txt", lambda library, _: library.load())
+    with tempfile.TemporaryDirectory() as saved:
+        bench.loaded[OURS].save_pretrained(saved)
+        file = Path(saved) / "tokenizer.json"
+        bench.task("load tokenizer.json", lambda *_: GPT2Tokenizer(tokenizer_file=file), only=OURS)
     texts = {
         "English prose": prose(text, size),
         "Python code": python_code(size),
-        "other scripts": other_scripts(size),
+        "non-ASCII prose": other_scripts(size),
     }
     for temperature in ("warm", "cold"):
         for label, one in texts.items():
@@ -233,7 +258,7 @@ def run(
             )
     lines = [line for line in texts["English prose"].splitlines() if line]
     bench.task(
-        f"batch of {len(lines):,} lines",
+        f"call, batch of {len(lines):,} lines",
         lambda library, tokenizer: library.batch(tokenizer, lines),
         megabytes=_megabytes("".join(lines)),
     )
@@ -250,8 +275,64 @@ def run(
             bench.task(
                 f"{label}, {length / MEGABYTE} MB",
                 lambda library, tokenizer, one=one: library.encode(tokenizer, one),
-                rounds=1,
+                rounds=min(rounds, 3),
             )
+    print_demands(bench, f"call, batch of {len(lines):,} lines", texts["English prose"], size)
+    print_table_memory(bench.libraries[OURS].load, min(MAX_WORDS, size // 7))
+
+
+def print_demands(bench: Bench, batch: str, text: str, size: int) -> None:
+    """What this library is asked for (issue 3), what it does, and whether that is enough."""
+    demands: list[tuple[str, float | None, str, float, str]] = [
+        (task, bench.ratio(task, peer), ">=", least, f"x {peer}'s speed")
+        for task, peer, least in (
+            ("encode warm, English prose", "tiktoken", 1.2),
+            ("encode warm, Python code", "tiktoken", 1.2),
+            ("encode warm, non-ASCII prose", "tiktoken", 1.0),
+            (batch, "transformers", 3.5),
+            ("encode cold, English prose", "transformers", 1.0),
+            ("encode cold, Python code", "transformers", 1.0),
+            ("encode cold, non-ASCII prose", "transformers", 1.0),
+        )
+    ]
+    for task in ("load vocab.json, merges.txt", "load tokenizer.json"):
+        demands.append((task, 1000 * bench.seconds[task][OURS], "<=", 60, " ms"))
+    speed = _megabytes(text) / bench.seconds["decode, English prose"][OURS]
+    demands.append(("decode, English prose", speed, ">=", 50, " MB/s"))
+    for label in EXTREMES:
+        once, twice = (
+            bench.seconds[f"{label}, {length / MEGABYTE} MB"][OURS] for length in (size, 2 * size)
+        )
+        demands.append((f"{label}: time of twice the text", twice / once, "<=", 2.4, "x"))
+    print(f"\n{'asked for':40}{'goal':>28}{'measured':>10}")
+    for task, figure, sign, goal, unit in demands:
+        if figure is not None:
+            met = figure >= goal if sign == ">=" else figure <= goal
+            wanted = f"{sign} {goal}{unit}"
+            print(f"{task:40}{wanted:>28}{figure:10.2f}  {'yes' if met else 'NO'}")
+
+
+def print_table_memory(load: Callable[[], Any], count: int) -> None:
+    """What the table of known words takes when it has so many, English ones and the largest."""
+    draw = random.Random(0)
+    kinds = {
+        "of 3 to 12 letters": lambda: "".join(draw.choices("etaoinshrdlu", k=draw.randint(3, 12))),
+        # A letter beyond U+FFFF makes Python keep every character in four bytes.
+        "as large as it keeps": lambda: "".join(draw.choices("bcdfgkpqvwxz", k=27)) + "\U00010400",
+    }
+    print()
+    for kind, make in kinds.items():
+        words: set[str] = set()
+        while len(words) < count - 1:  # the pattern makes a word of a line's end, too
+            words.add(make())
+        text = " " + "\n ".join(words)
+        tokenizer = load()
+        tracemalloc.start()
+        tokenizer.encode(text)
+        taken = tracemalloc.get_traced_memory()[0] / MEGABYTE
+        tracemalloc.stop()
+        print(f"table of {count:,} words {kind}: {taken:.1f} MB")
+    print(f"it is emptied at {MAX_WORDS:,} words")
 
 
 def cached_vocabulary() -> Path:

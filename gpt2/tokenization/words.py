@@ -21,7 +21,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class WordTable(dict[str, tuple[int, ...]]):
     """word -> its ids, filled as words are first met; emptied when it has `MAX_WORDS`.
 
-    Its memory is bounded: 22 MB when full of English words, 80 MB at worst.
+    Its memory is bounded: 22 MB when full of English words, under 80 MB whatever the words are.
 
     A plain dictionary otherwise, so that a known word costs one look-up in C. Threads may share
     it: each step is a single operation of the dictionary, and two that meet the same new word
