@@ -65,9 +65,11 @@ def staged_directory(
             _flush_directories(stage)
             _put_in_place(stage, path)
     except OSError as error:
-        if isinstance(error, GPT2Error):
+        # A writer's error names a file of the stage, which nobody knows.
+        cause = error.__cause__ if isinstance(error, GPT2Error) else error
+        if not isinstance(cause, OSError):
             raise
-        raise _failure(path, error) from error
+        raise _failure(path, cause) from error
     finally:
         # After an exchange the old files are under the stage's name, and go with it.
         shutil.rmtree(stage, ignore_errors=True)
