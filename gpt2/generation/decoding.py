@@ -42,25 +42,23 @@ def decode(run: Run) -> GenerateDecoderOnlyOutput:
     logits = decoder.prefill().repeat_interleave(times, dim=0)
     decoder.expand(times)
     batch = Batch(run, len(logits))
-    new = torch.full((batch.size, run.new_tokens), run.filler, device=run.device)
     run.stream_prompt(batch.prompt_rows)
 
     for step in range(run.new_tokens):
-        scores = run.process(logits, new[batch.rows, :step], batch.prompt_rows)
+        scores = run.process(logits, batch.new(step), batch.prompt_rows)
         run.recorder.add(decoder, logits, scores)
         tokens = batch.draw(scores) if config.do_sample else scores.argmax(-1)  # (R,)
-        tokens = tokens.where(batch.going, run.filler)
-        new[batch.rows, step] = tokens
-        batch.settle(step, tokens, new[batch.rows, : step + 1], logits, scores)
+        batch.settle(step, tokens, logits, scores)
         if batch.over or run.stopping.out_of_time():
             break
-        tokens = tokens[batch.drop_ended()]
-        logits = decoder.decode_one(tokens, new[batch.rows, : step + 1])
+        batch.drop_ended()
+        so_far = batch.new(step + 1)
+        logits = decoder.decode_one(so_far[:, -1], so_far)
 
     if run.streamer is not None:
         run.streamer.end()
     return GenerateDecoderOnlyOutput(
-        sequences=new[:, : step + 1],
+        sequences=batch.all_new[:, : step + 1],
         past_key_values=batch.cache(step),
         **run.recorder.fields(),
     )
@@ -71,14 +69,16 @@ class Batch:
 
     Rows that have ended leave, unless what is returned or a function of the
     caller's would tell (Run.rows_may_leave): then they stay, and are fed
-    fillers. R rows are there; on the device ``rows``
-    (R,) are their numbers, ``prompt_rows`` (R,) those of their prompts,
-    ``going`` (R,) bool says which have not ended.
+    fillers. R rows are there; on the device ``rows`` (R,) are their numbers,
+    ``prompt_rows`` (R,) those of their prompts, ``going`` (R,) bool says which
+    have not ended. ``all_new`` (size, n) are the new ids of all rows, fillers
+    behind their end.
     """
 
     def __init__(self, run: Run, size: int) -> None:
         self.run, self.size = run, size
         self.rows = torch.arange(size, device=run.device)
+        self.all_new = torch.full((size, run.new_tokens), run.filler, device=run.device)
         self.prompt_rows = self.rows // run.config.num_return_sequences
         self.going = torch.ones_like(self.rows, dtype=torch.bool)
         self._present, self._ended = list(range(size)), [False] * size  # on the host, as above
@@ -91,20 +91,25 @@ class Batch:
         """Whether all rows have ended."""
         return all(self._ended)
 
+    def new(self, count: int) -> Tensor:
+        """The first ``count`` new ids of the rows that are there, (R, count)."""
+        everybody = len(self._present) == self.size
+        return self.all_new[:, :count] if everybody else self.all_new[self.rows, :count]
+
     def draw(self, scores: Tensor) -> Tensor:
         """One token per row, (R,), drawn from softmax(scores)."""
         rows = None if len(self._present) == self.size else self.rows
         return draw(scores, self.size, rows, self._generators)
 
-    def settle(
-        self, step: int, tokens: Tensor, new: Tensor, logits: Tensor, scores: Tensor
-    ) -> None:
-        """See which rows end with ``tokens`` (R,), the last of their ``new`` ids (R, n).
+    def settle(self, step: int, tokens: Tensor, logits: Tensor, scores: Tensor) -> None:
+        """Write down ``tokens`` (R,), new token number ``step``, and see which rows end with it.
 
-        Raises ArgumentError where a token could not be chosen. The streamer gets its column.
+        Raises ArgumentError where a token could not be chosen from the
+        ``scores``. The streamer gets its column.
         """
         run, strings = self.run, self.run.stopping.strings
-        ended = run.ended_on_device(new, self.prompt_rows) | ~self.going
+        self.all_new[self.rows, step] = tokens.where(self.going, run.filler)
+        ended = run.ended_on_device(self.new(step + 1), self.prompt_rows) | ~self.going
         broken = run.broken(logits, scores) & self.going
         facts = torch.stack([tokens.where(self.going, ABSENT), ended, broken])
         on_host, over, wrong = facts.tolist()  # the step's one synchronisation
@@ -124,13 +129,13 @@ class Batch:
             if now and not earlier:
                 self._lengths[i] = step + 1
 
-    def drop_ended(self) -> Tensor | slice:
-        """Let rows that have ended leave, where they may; returns which stay, as an index."""
+    def drop_ended(self) -> None:
+        """Let rows that have ended leave, where they may."""
         if not any(self._ended):
-            return slice(None)
+            return
         if not self.run.rows_may_leave:
             self.going = torch.tensor([not e for e in self._ended], device=self.run.device)
-            return slice(None)
+            return
         kept = [i for i, ended in enumerate(self._ended) if not ended]
         index = torch.tensor(kept, device=self.run.device)
         self.run.decoder.keep_rows(index)
@@ -141,7 +146,6 @@ class Batch:
         self._ended = [False] * len(kept)
         if self._generators is not None:
             self._generators = [self._generators[i] for i in kept]
-        return index
 
     def cache(self, step: int) -> KVCache | None:
         """What is returned as past_key_values after new token number ``step``."""
