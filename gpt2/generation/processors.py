@@ -132,7 +132,7 @@ def _forbid_completions(source: Tensor, ids: Tensor, scores: Tensor, size: int) 
         return scores
     begun = ids[:, ids.shape[1] + 1 - size :]  # (R, size − 1)
     grams = source.unfold(1, size, 1)  # (R, N', size)
-    same = (grams[..., :-1] == begun[:, None]).all(-1) & (begun >= 0).all(-1, keepdim=True)
+    same = (grams[..., :-1] == begun[:, None]).all(-1)
     completions = grams[..., -1].masked_fill(~same, ABSENT)
     return scores.masked_fill(_mentioned(completions, scores), -torch.inf)
 

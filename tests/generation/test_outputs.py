@@ -136,7 +136,7 @@ def test_going_on_from_a_cache_gives_what_starting_anew_gives(method: str, side:
     settings = {**settings, "max_new_tokens": 6, "eos_token_id": None}
     fed: list[int] = []
     hook = model.transformer.wte.register_forward_hook(lambda m, a, o: fed.append(a[0].shape[1]))
-    results = []
+    results, room = [], first.past_key_values.capacity
     for arguments in (
         {"attention_mask": whole},
         {"attention_mask": whole, "past_key_values": first.past_key_values},
@@ -148,6 +148,7 @@ def test_going_on_from_a_cache_gives_what_starting_anew_gives(method: str, side:
         results.append(model.generate(said, **arguments, **settings))
         assert fed[0] == (5 if "past_key_values" in arguments else 15)
     hook.remove()
+    assert first.past_key_values.capacity == room
     assert all(torch.equal(results[0], other) for other in results[1:])
     assert first.past_key_values.get_seq_length() == 10  # as it was
 
