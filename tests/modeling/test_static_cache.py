@@ -15,7 +15,9 @@ from torch.utils import _pytree as pytree
 from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 from gpt2.errors import ArgumentError, BackendError, SequenceLengthError
 from gpt2.modeling.cache import KVCache
+from gpt2.modeling.inputs import ValueChecks
 from gpt2.modeling.static_cache import StaticCache
+from gpt2.modeling.static_placement import place_in_static
 from tests.helpers import assert_close, tiny_config, tiny_model
 
 IDS = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(1))
@@ -74,6 +76,22 @@ def test_padding_is_remembered(mask: Tensor, backend: str) -> None:
     found = torch.cat(logits, 1)
     assert found.isfinite().all()
     assert_close(found[whole.bool()], expected[whole.bool()])
+
+
+def test_no_query_is_left_without_a_key() -> None:
+    """Padding sees itself, or some kernels would give NaN."""
+    cache = StaticCache(tiny_config(), 2, 9)
+    for _ in range(2):
+        place = place_in_static(
+            past=cache, batch_size=2, query_length=4, attention_mask=torch.tensor([[0] * 4] * 2),
+            position_ids=None, document_ids=None, n_positions=32, dtype=torch.float32,
+            device=torch.device("cpu"), checks=ValueChecks(), as_segments=False,
+        )  # fmt: skip
+        assert place.visibility.mask.shape == (2, 1, 4, 9)
+        assert place.visibility.mask.any(-1).all()
+        assert place.position_ids.abs().max() == 0
+        cache.extended(4, place.key_mask)
+        cache.position += 4
 
 
 def test_padding_in_a_later_chunk_and_a_mask_of_ones() -> None:
