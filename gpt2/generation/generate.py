@@ -68,6 +68,11 @@ def generate(
     config = _settings(model, generation_config, settings)
     mode = _mode(config, assistant_model, streamer)
     past = None if past_key_values is None else as_cache(past_key_values, model.config.n_layer)
+    if past is not None and past.get_max_cache_shape() is not None:
+        raise ArgumentError(
+            "past_key_values is a StaticCache, which generate does not decode with; leave it out, "
+            "or give a cache that an earlier call or a forward pass returned"
+        )
     prompt = prepare_prompt(
         model,
         config,
