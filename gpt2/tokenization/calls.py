@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
@@ -21,7 +22,7 @@ from gpt2.tokenization.arguments import (
 from gpt2.tokenization.batching import BatchEncoding, TensorKind, batch_of
 from gpt2.tokenization.decoding import TokenDecoder
 from gpt2.tokenization.layout import Row, lay_out
-from gpt2.tokenization.reading import TextReader
+from gpt2.tokenization.reading import Span, TextReader, Traced
 from gpt2.tokenization.settings import complaint_about
 
 if TYPE_CHECKING:
@@ -37,18 +38,27 @@ class _Origin:
     rows: Sequence[Row]
     filler: int
 
+    @cached_property
+    def traced(self) -> list[list[Traced]]:
+        return [[self.reader.trace(text) for text in sample] for sample in self.samples]
+
+    def offsets(self) -> list[list[Span]]:
+        return [
+            row.column([text.spans for text in self.traced[row.sample]], (0, 0))
+            for row in self.rows
+        ]
+
     def encodings(self) -> list[Encoding]:
-        traced = [[self.reader.trace(text) for text in sample] for sample in self.samples]
         encodings = []
-        for row in self.rows:
-            texts = traced[row.sample]
+        for row, offsets in zip(self.rows, self.offsets(), strict=True):
+            texts = self.traced[row.sample]
             ids = row.ids([text.ids for text in texts], self.filler)
             encodings.append(
                 Encoding(
                     ids=ids,
                     type_ids=row.token_type_ids(),
                     tokens=[self.reader.tokens[id_] for id_ in ids],
-                    offsets=row.column([text.spans for text in texts], (0, 0)),
+                    offsets=offsets,
                     attention_mask=row.attention_mask(),
                     special_tokens_mask=row.special_tokens_mask(),
                     word_ids=row.column([text.words for text in texts], None),
@@ -168,7 +178,7 @@ class TextCalls(TokenDecoder):
             samples, is_batch = samples_of(text, text_pair, is_split_into_words, names)
             return self._batch(
                 [tuple(map(reader.ids, sample)) for sample in samples],
-                lambda rows: _Origin(reader, samples, rows, self._filler).encodings,
+                lambda rows: _Origin(reader, samples, rows, self._filler),
                 is_batch=is_batch,
                 add_special_tokens=add_special_tokens,
                 lengths={
@@ -206,7 +216,7 @@ class TextCalls(TokenDecoder):
     def _batch(
         self,
         texts: Sequence[tuple[list[int], ...]],
-        origin: Callable[[Sequence[Row]], Callable[[], list[Encoding]]] | None,
+        origin: Callable[[Sequence[Row]], _Origin] | None,
         *,
         is_batch: bool,
         add_special_tokens: bool,
@@ -246,10 +256,10 @@ class TextCalls(TokenDecoder):
                 columns,
                 single=not is_batch,
                 return_tensors=return_tensors,
-                encodings=lambda: origin(laid_out())(),
+                encodings=lambda: origin(laid_out()).encodings(),
             )
         rows = laid_out()
-        encodings = None if origin is None else origin(rows)
+        known = None if origin is None else origin(rows)
         filler = self._filler
         makers: dict[str, Callable[[], list[Any]]] = {
             "input_ids": lambda: [row.ids(texts[row.sample], filler) for row in rows],
@@ -259,15 +269,13 @@ class TextCalls(TokenDecoder):
             "length": lambda: [row.left + len(row) + row.right for row in rows],
             "overflow_to_sample_mapping": lambda: [row.sample for row in rows],
         }
-        if encodings is not None and entries.get("offset_mapping"):
-            known = encodings()
-            encodings = lambda: known  # noqa: E731
-            makers["offset_mapping"] = lambda: [encoding.offsets for encoding in known]
+        if known is not None:
+            makers["offset_mapping"] = known.offsets
         return batch_of(
             {name: makers[name]() for name in entries if name in wanted},
             single=not is_batch and not lengths["return_overflowing_tokens"],
             return_tensors=return_tensors,
-            encodings=encodings,
+            encodings=None if known is None else known.encodings,
         )
 
     def encode(self, text: Any, text_pair: Any = None, **arguments: Any) -> Any:

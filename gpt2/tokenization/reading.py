@@ -115,18 +115,22 @@ class TextReader:
             self.encoder.encode(piece)  # refuses it, unless surrogates are to be replaced
             readable = piece.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         prefix = self.add_prefix_space and not piece.startswith(" ")
-        at = -1 if prefix else 0  # the place in ``readable``; the space before it stands outside
-        first = len(traced.spans)
-        for word in split_words(" " + readable if prefix else readable):
-            known = self._known.get(word)
-            if known is None:
+        words = split_words(" " + readable if prefix else readable)
+        for word in words:
+            if word not in self._known:
                 ids = self.encoder.encode(word)
-                known = self._known[word] = ids, self._spans_in(word, ids)
-            traced.ids += known[0]
-            traced.words += [number] * len(known[0])
-            traced.spans += [(at + begin, at + end) for begin, end in known[1]]
-            at += len(word)
-            number += 1
+                self._known[word] = ids, self._spans_in(word, ids)
+        known = [self._known[word] for word in words]
+        # Places in ``readable``; a space that was put before it stands outside.
+        places = accumulate(map(len, words), initial=-1 if prefix else 0)
+        first = len(traced.spans)
+        traced.ids += [id_ for ids, _ in known for id_ in ids]
+        traced.words += [word for word, (ids, _) in enumerate(known, number) for _ in ids]
+        traced.spans += [
+            (at + begin, at + end)
+            for at, (_, spans) in zip(places, known, strict=False)  # one place more: the end
+            for begin, end in spans
+        ]
         if prefix:  # it counts as part of the first character
             traced.spans[first:] = [
                 (max(begin, 0), max(end, 1)) for begin, end in traced.spans[first:]
@@ -137,7 +141,7 @@ class TextReader:
                 (start + origins[begin], start + origins[end])
                 for begin, end in traced.spans[first:]
             ]
-        return number
+        return number + len(words)
 
     def _spans_in(self, word: str, ids: list[int]) -> list[Span]:
         """The characters of the word that each of its ids has bytes of."""
