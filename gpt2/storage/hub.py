@@ -18,6 +18,8 @@ from gpt2.storage.atomic import recover
 
 _REPO_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[\w-][\w.+=-]*", re.ASCII)
 
 
 def open_repository(
@@ -204,8 +206,11 @@ class _HubRepository(Repository):
 
         hub = _hub_errors()
         entry = str(self._subfolder / filename)
+        held = None if self._force_download else self._cached_file(entry)
         if self._commit and not self._force_download and self._known_absent(entry):
             return None  # a commit never changes, so the hub need not be asked again
+        if not self._offline and not (self._commit and held):
+            self._refuse_hostile_etag(entry, filename)
         try:
             path = Path(
                 hf_hub_download(
@@ -246,8 +251,51 @@ class _HubRepository(Repository):
             # huggingface_hub lets through whatever its HTTP library raises (requests in 0.x,
             # httpx later), so there is no narrower base to name.
             raise self._explained(filename, error) from error
+        if str(path) != held:
+            self._verify(path, filename)
         self._pin(path.parents[len(self._subfolder.parts)].name)
         return path
+
+    def _refuse_hostile_etag(self, entry: str, filename: str) -> None:
+        """Refuse an ETag that is a path: the cache names a file by it, and would write there.
+
+        Costs one request of headers for each file that is not cached. Where it
+        fails, so will the download, which says why.
+        """
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(self.name, entry, revision=self._commit or self._revision)
+        try:
+            etag = get_hf_file_metadata(
+                url, token=self._token, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            ).etag
+        except Exception:
+            return
+        if etag is not None and not _ETAG.fullmatch(etag):
+            raise HubError(
+                f"{self._where(filename)}: the hub's ETag {etag!r:.200} is no name of a file; "
+                "nothing was downloaded. Check HF_ENDPOINT: this is not how a hub answers"
+            )
+
+    def _verify(self, path: Path, filename: str) -> None:
+        """Refuse a fresh download whose bytes are not those that the hub's SHA-256 names.
+
+        The cache calls a large file by that hash; the hub's own library compares sizes only.
+        """
+        import hashlib  # costs milliseconds that nobody but a downloader should pay
+
+        blob = path.resolve()
+        if not _SHA256.fullmatch(blob.name):
+            return
+        with open(blob, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != blob.name:
+            path.unlink(missing_ok=True)
+            blob.unlink(missing_ok=True)
+            raise HubError(
+                f"{self._where(filename)}: the download is corrupt: its SHA-256 is {found}, the "
+                f"hub states {blob.name}. It was removed from the cache; try again"
+            )
 
     def _explained(self, filename: str, error: Exception) -> HubError:
         hub = _hub_errors()
@@ -286,12 +334,21 @@ class _HubRepository(Repository):
 
     def _known_absent(self, entry: str) -> bool:
         """Whether the cache remembers the hub's answer that there is no such file."""
+        answer = self._in_cache(entry)
+        return answer is not None and not isinstance(answer, str)
+
+    def _cached_file(self, entry: str) -> str | None:
+        """The path of the file, if the cache has it."""
+        answer = self._in_cache(entry)
+        return answer if isinstance(answer, str) else None
+
+    def _in_cache(self, entry: str) -> Any:
+        """The path, the mark of a file that is known not to exist, or None: nothing known."""
         from huggingface_hub import try_to_load_from_cache
 
-        answer = try_to_load_from_cache(
+        return try_to_load_from_cache(
             self.name, entry, cache_dir=self._cache, revision=self._commit or self._revision
         )
-        return answer is not None and not isinstance(answer, str)
 
     def _cached_snapshot(self) -> Path | None:
         """The snapshot of this revision, if the cache has one.

@@ -372,13 +372,15 @@ def test_force_download_fetches_again(model: Path, home: Path) -> None:
         assert len(downloads) == 2
 
 
-def test_what_a_commit_lacks_is_asked_once(model: Path, home: Path) -> None:
+def test_what_a_commit_lacks_is_not_asked_again(model: Path, home: Path) -> None:
     with HubServer({GPT2: model}) as hub:
+        asked = []
         for _ in range(2):
             questions = [("require", GPT2, "config.json"), ("find", GPT2, "absent.json")]
             assert ask(hub.environment(home), *questions)[1] is None
-        asked = [request for request in hub.requests if request.path.endswith("absent.json")]
-        assert len(asked) == 1
+            asked.append([r.method for r in hub.requests if r.path.endswith("absent.json")])
+        assert asked[0] == asked[1]
+        assert set(asked[0]) == {"HEAD"}
 
 
 PUSHED_BETWEEN = """
