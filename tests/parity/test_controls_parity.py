@@ -24,6 +24,11 @@ pytestmark = pytest.mark.parity
 LM = "GPT2LMHeadModel"
 VOCAB, N_POSITIONS = SIZES["vocab_size"], 48
 CONFIG = {"n_positions": N_POSITIONS}
+RULES_OF_5 = pytest.mark.skipif(
+    transformers.__version__.startswith("4."),
+    reason="transformers 4 has other rules: NaN where a suppressed EOS is favoured, biases of "
+    "sequences as long as the prompt left out, stop strings matched on characters",
+)
 TIE = 1e-5  # where the two best scores are nearer than this to each other, either id is right
 
 
@@ -182,6 +187,7 @@ def assert_same_under_controls(pairs: Pairs, seed: int, **arguments: Any) -> Non
         count("rows parted by a tie")
 
 
+@RULES_OF_5
 @pytest.mark.parametrize("block", range(20))
 def test_random_controls(pairs: Pairs, block: int) -> None:
     rng = random.Random(f"controls {block}")
@@ -217,6 +223,7 @@ def a_stop_string(rng: random.Random, tokenizer: Any, free: Tensor) -> str:
     return text[start : start + rng.randint(1, 5)] or "x"
 
 
+@RULES_OF_5
 @pytest.mark.parametrize("block", range(4))
 def test_stop_strings(pairs: Pairs, tokenizers: tuple[Any, Any], block: int) -> None:
     rng, stopped = random.Random(f"strings {block}"), 0
