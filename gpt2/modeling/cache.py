@@ -73,10 +73,14 @@ class EncoderColumns:
 
     @property
     def length(self) -> int:
-        """Se."""
-        first = self.layers[0]
-        assert first is not None
-        return first[0].shape[2]
+        """Se; ArgumentError where the pass that was to compute them has failed."""
+        found = [pair[0].shape[2] for pair in self.layers if pair is not None]
+        if len(found) < len(self.layers):
+            raise ArgumentError(
+                f"past_key_values has the encoder's keys for {len(found)} of {len(self.layers)} "
+                "layers, since a forward pass has failed; give encoder_hidden_states again"
+            )
+        return found[0]
 
     @classmethod
     def of(cls, states: Tensor, n_layer: int) -> EncoderColumns:

@@ -51,7 +51,8 @@ class StaticCache(KVCache):
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.mask: Tensor | None = None  # (B, C), True where unwritten; None where all are real
         self.encoder: EncoderColumns | None = None
-        self._columns_written: Tensor | None = None  # (T,), of the pass that is running
+        # Of the pass that is running: its columns (T,), and the mask when it will be through.
+        self._arriving: tuple[Tensor, Tensor | None] | None = None
         self._buffers: list[Buffer | None] = []
         for layer in range(config.n_layer):
             heads = config.n_head - len(config.pruned_heads.get(layer, ()))
@@ -85,27 +86,32 @@ class StaticCache(KVCache):
 
         ``mask`` is (B, C) bool over all columns, True at those to come, or None.
         """
-        if is_frozen(self.position):  # made in inference mode, and not there any more: a copy
-            vars(self).update(vars(self.select(torch.arange(self.batch_size or 0))))
-        self._columns_written = self.next_columns(columns)
-        self.mask = mask
+        self._thaw()
+        self._arriving = self.next_columns(columns), mask
         return self
+
+    def _thaw(self) -> None:
+        """Made in inference mode and used outside of it, where it cannot be written to: a copy."""
+        if is_frozen(self.position):
+            vars(self).update(vars(self.select(torch.arange(self.batch_size or 0))))
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue:
         """Write (B, H, T, Dh) behind ``position``; returns all columns, (B, H, C, Dh) each."""
         buffer = self._buffers[layer]
         assert buffer is not None
-        assert self._columns_written is not None
+        assert self._arriving is not None
+        columns, mask = self._arriving
         if torch.is_grad_enabled() and keys.requires_grad:
             raise ArgumentError(
                 "past_key_values is a StaticCache, through which no gradient can flow; call the "
                 "model under torch.no_grad(), or use the growing cache (past_key_values=None)"
             )
         buffer.require_alike(layer, keys)
-        buffer.keys.index_copy_(2, self._columns_written, keys)
-        buffer.values.index_copy_(2, self._columns_written, values)
+        buffer.keys.index_copy_(2, columns, keys)
+        buffer.values.index_copy_(2, columns, values)
         if layer == len(self) - 1:  # not before, so that a pass that fails has not happened
             self.position += keys.shape[2]
+            self.mask = mask
         return buffer.keys, buffer.values
 
     # -- reshaping ------------------------------------------------------------------------------
@@ -141,6 +147,7 @@ class StaticCache(KVCache):
         A negative number takes that many off the end.
         """
         length = self._cropped_length(max_length)
+        self._thaw()
         self.position.fill_(length)
         if self.mask is not None:
             self.mask = self.mask.clone()
@@ -159,7 +166,7 @@ def _unflatten(children: Iterable[Any], capacity: Any) -> StaticCache:
     cache = StaticCache.__new__(StaticCache)
     cache.capacity, cache.position, cache.mask = capacity, position, mask
     cache.encoder = EncoderColumns(*encoder) if encoder else None
-    cache._columns_written = None
+    cache._arriving = None
     cache._buffers = [Buffer(keys, values, 0) for keys, values in pairs]
     return cache
 

@@ -90,7 +90,7 @@ def test_no_query_is_left_without_a_key() -> None:
         assert place.visibility.mask.shape == (2, 1, 4, 9)
         assert place.visibility.mask.any(-1).all()
         assert place.position_ids.abs().max() == 0
-        cache.extended(4, place.key_mask)
+        cache.mask = place.key_mask
         cache.position += 4
 
 
@@ -187,9 +187,20 @@ def test_a_pass_that_fails_has_not_happened() -> None:
     cache = static(model)
     model(IDS[:, :8], cache)
     with pytest.raises(ArgumentError, match="head_mask names 3 heads"):
-        model(IDS[:, 8:], cache, head_mask=torch.ones(3))
+        model(IDS[:, 8:], cache, torch.zeros(2, 4), head_mask=torch.ones(3))
     assert cache.length == 8
     assert_close(model(IDS[:, 8:], cache).logits, model(IDS).logits[:, 8:])
+
+
+def test_an_encoder_that_was_not_computed_is_missed() -> None:
+    model = tiny_model(add_cross_attention=True)
+    cache, states = static(model), torch.randn(2, 3, 32)
+    with pytest.raises(ArgumentError, match="head_mask names 3 heads"):
+        model(IDS, cache, head_mask=torch.ones(3), encoder_hidden_states=states)
+    with pytest.raises(ArgumentError, match=r"encoder's keys for 0 of 2 layers.*give encoder_hid"):
+        model(IDS, cache)
+    expected = model(IDS, encoder_hidden_states=states).logits
+    assert_close(model(IDS, cache, encoder_hidden_states=states).logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +278,9 @@ def test_made_in_inference_mode() -> None:
     cache.crop(8)
     with torch.inference_mode():  # and back
         assert_close(model(IDS[:, 8:], cache).logits, model(IDS).logits[:, 8:])
+        cache = static(model)
+        model(IDS, cache)
+    assert_close(model(IDS[:, 8:], cache.crop(8)).logits, model(IDS).logits[:, 8:])
 
 
 # -- bad input ------------------------------------------------------------------------------------
