@@ -301,8 +301,15 @@ class SlidingDecoder(Decoder):
     Needs token ids, and a cache.
     """
 
-    def __init__(self, model: CausalLM, prompt: Prompt, capacity: int) -> None:
-        super().__init__(model, prompt, capacity)
+    def __init__(
+        self,
+        model: CausalLM,
+        prompt: Prompt,
+        capacity: int,
+        *,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__(model, prompt, capacity, extras=extras)
         self._tokens = prompt.tokens()  # (B, W)
         self._seen = list(prompt.lengths)  # tokens that the model sees of each row
         self._check_inputs = True

@@ -56,6 +56,8 @@ def generate(
     attention_mask: Tensor | None = None,
     inputs_embeds: Tensor | None = None,
     past_key_values: KVCache | Iterable[Sequence[Tensor]] | None = None,
+    encoder_hidden_states: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
     tokenizer: Any = None,
     seed: Sequence[int] | None = None,
     **settings: Any,
@@ -84,6 +86,11 @@ def generate(
     limits = _limits(model, config, prompt)
     _check_ids(config, model.config.vocab_size)
     _check_needs(config, prompt, past, tokenizer)
+    encoder = {
+        "encoder_hidden_states": encoder_hidden_states,
+        "encoder_attention_mask": encoder_attention_mask,
+    }
+    extras = {name: given for name, given in encoder.items() if given is not None}
     processors = processors_for(
         config,
         width=prompt.width,
@@ -93,22 +100,8 @@ def generate(
         logits_processor=_functions("logits_processor", logits_processor),
         prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
     )
-    strings = None
-    if config.stop_strings is not None:
-        strings = StopStrings(config.stop_strings, tokenizer)
-        strings.prompts = prompt.last_tokens(strings.longest)
-    decoder = _decoder(model, config, prompt, max(limits), past)
-    if config.guidance_scale is not None and config.guidance_scale != 1.0:
-        negative = _negative_prompt(
-            model, config, prompt, negative_prompt_ids, negative_prompt_attention_mask, limits
-        )
-        other = Decoder(model, negative, max(limits), use_cache=config.use_cache)
-        decoder = GuidedDecoder(decoder, other, config.guidance_scale)
-    elif negative_prompt_ids is not None or negative_prompt_attention_mask is not None:
-        raise ArgumentError(
-            "negative_prompt_ids has no effect without guidance_scale other than 1; found "
-            f"guidance_scale={config.guidance_scale}"
-        )
+    decoder = _decoder(model, config, prompt, max(limits), past, extras)
+    decoder = _guided(decoder, config, limits, negative_prompt_ids, negative_prompt_attention_mask)
     output = METHODS[mode](
         Run(
             config=config,
@@ -121,7 +114,7 @@ def generate(
                 limits,
                 device=prompt.device,
                 max_time=config.max_time,
-                strings=strings,
+                strings=_stop_strings(config, prompt, tokenizer),
                 criteria=_functions("stopping_criteria", stopping_criteria),
             ),
             generators=_generators(seed, prompt, config),
@@ -238,20 +231,61 @@ def _functions(name: str, given: Sequence[Callable[..., Any]] | None) -> list[Ca
     return functions
 
 
+def _stop_strings(config: GenerationConfig, prompt: Prompt, tokenizer: Any) -> StopStrings | None:
+    if config.stop_strings is None:
+        return None
+    strings = StopStrings(config.stop_strings, tokenizer)
+    strings.prompts = prompt.last_tokens(strings.longest)
+    return strings
+
+
 def _decoder(
-    model: CausalLM, config: GenerationConfig, prompt: Prompt, new: int, past: KVCache | None
+    model: CausalLM,
+    config: GenerationConfig,
+    prompt: Prompt,
+    new_tokens: int,
+    past: KVCache | None,
+    extras: dict[str, Tensor],
 ) -> Decoder:
     if config.long_context is not None:
-        return SlidingDecoder(model, prompt, new)
+        return SlidingDecoder(model, prompt, new_tokens, extras=extras)
     return Decoder(
         model,
         prompt,
-        new,
+        new_tokens,
         use_cache=config.use_cache,
         past=past,
         output_attentions=config.output_attentions,
         output_hidden_states=config.output_hidden_states,
+        extras=extras,
     )
+
+
+def _guided(
+    decoder: Decoder,
+    config: GenerationConfig,
+    limits: list[int],
+    ids: Tensor | None,
+    mask: Tensor | None,
+) -> Decoder:
+    """The decoder, led away from the negative prompt where guidance_scale says so."""
+    scale = config.guidance_scale
+    if scale is None or scale == 1.0:
+        if ids is not None or mask is not None:
+            raise ArgumentError(
+                "negative_prompt_ids has no effect without guidance_scale other than 1; found "
+                f"guidance_scale={scale}"
+            )
+        return decoder
+    negative = _negative_prompt(decoder.model, config, decoder.prompt, ids, mask, limits)
+    other = Decoder(
+        decoder.model,
+        negative,
+        max(limits),
+        use_cache=config.use_cache,
+        extras=decoder.extras,
+    )
+    return GuidedDecoder(decoder, other, scale)
 
 
 def _negative_prompt(

@@ -60,6 +60,8 @@ class GenerativeModel(GPT2PreTrainedModel):
         and then only the new ids are returned; or nothing, which starts at BOS.
         ``past_key_values``: a cache of the first columns of the prompt, as an
         earlier call returned it; only what stands behind them is computed.
+        ``encoder_hidden_states`` (B, Se, D) and ``encoder_attention_mask``
+        (B, Se): what a model with cross-attention attends to.
         ``tokenizer``: needed by stop_strings. ``seed``: one whole number per
         returned row (per row of the prompt with beams), which makes that row
         independent of its batch. All others are fields of GenerationConfig

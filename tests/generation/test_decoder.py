@@ -246,3 +246,51 @@ def test_the_prompt_as_processors_see_it() -> None:
     nameless = prepare_prompt(model, model.generation_config, None, MASK, embeds)
     assert nameless.tokens().tolist() == [[-1, -1, -2, -2, -2], [-2] * 5, [-1, -1, -2, -2, -2]]
     assert nameless.last_tokens(2) == [[], [], []]
+
+
+# -- cross-attention ------------------------------------------------------------------------------
+
+STATES = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(3))
+SEEN = torch.tensor([[1, 1, 1, 0], [1] * 4, [0, 1, 1, 1]])
+WITH_ENCODER: tuple[dict[str, Any], ...] = (
+    {}, {"use_cache": False}, {"guidance_scale": 1.5}, {"long_context": "slide"},
+    {"do_sample": True, "num_return_sequences": 2, "seed": [1, 1, 2, 2, 3, 3]},
+    {"num_beams": 3, "num_return_sequences": 2}, {"penalty_alpha": 0.5, "top_k": 3},
+    {"prompt_lookup_num_tokens": 2},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", WITH_ENCODER, ids=str)
+def test_a_row_attends_to_its_own_encoder_states(settings: dict[str, Any]) -> None:
+    model = tiny_model(add_cross_attention=True, n_positions=16)
+    encoder = {"encoder_hidden_states": STATES, "encoder_attention_mask": SEEN}
+    most = {"max_new_tokens": 14 if "long_context" in settings else 9, "pad_token_id": 90}
+    free = model.generate(
+        IDS, attention_mask=MASK, eos_token_id=None, **encoder, **settings, **most
+    )
+    eos = int(free[0, 7])  # so that rows leave the batch
+    found = model.generate(
+        IDS, attention_mask=MASK, eos_token_id=eos, **encoder, **settings, **most
+    )
+    times = len(found) // 3
+    for row in range(3):
+        own = dict(settings)
+        if "seed" in own:
+            own["seed"] = own["seed"][times * row : times * (row + 1)]
+        ids = IDS[row][MASK[row].bool()][None]
+        states = STATES[row][SEEN[row].bool()][None]
+        alone = model.generate(
+            ids, encoder_hidden_states=states, eos_token_id=eos, **own, **most
+        )[:, ids.shape[1] :]  # fmt: skip
+        here = found[times * row : times * (row + 1), 5:]
+        width = min(alone.shape[1], here.shape[1])
+        assert torch.equal(here[:, :width], alone[:, :width])
+        assert (here[:, width:] == 90).all()
+    other = model.generate(IDS, attention_mask=MASK, eos_token_id=None, **settings, **most,
+                           encoder_hidden_states=STATES.flip(0))  # fmt: skip
+    assert not torch.equal(other, free)
+
+
+def test_encoder_states_need_cross_attention() -> None:
+    with pytest.raises(ArgumentError, match="the model has no cross-attention"):
+        tiny_model().generate(IDS, encoder_hidden_states=STATES)
