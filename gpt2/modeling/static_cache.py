@@ -72,8 +72,9 @@ class StaticCache(KVCache):
 
     def reset(self) -> Self:
         """Forget everything, keep the room; returns this cache."""
-        self.encoder = None
-        return self.crop(0)
+        self.crop(0)
+        self.mask = self.encoder = None
+        return self
 
     # -- writing --------------------------------------------------------------------------------
 

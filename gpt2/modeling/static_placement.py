@@ -55,6 +55,11 @@ def place_in_static(
         raise ArgumentError(
             f"past_key_values holds {past.batch_size} rows, the new input {batch_size}"
         )
+    if position.device != device:
+        raise ArgumentError(
+            f"past_key_values is on {position.device}, the model on {device}; make the StaticCache "
+            "with device=model.device"
+        )
     columns = torch.arange(capacity, device=device)  # (C,)
     queries = past.next_columns(query_length)  # (T,)
     checks.refuse(lambda: queries[-1] >= capacity, lambda: _full(past, query_length))

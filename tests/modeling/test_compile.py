@@ -205,7 +205,6 @@ def test_one_graph_for_the_prompt_and_one_for_every_step(
     assert_close(decode(model, function, cache, 5, **first)[real], expected[real])
     assert counter.frame_count == 2
     cache.reset()
-    cache.mask = None
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
         function(IDS[:, :5], past_key_values=cache, **first)  # again, and from another column
         function(IDS[:, 3:4], past_key_values=cache.crop(3))

@@ -176,6 +176,7 @@ def test_crop_and_reset(length: int) -> None:
     model(IDS[:, 5:6], cache.crop(5))
     assert_close(model(IDS[:, 6:], cache).logits, expected)
     assert cache.reset().length == 0
+    assert cache.mask is None
     assert_close(model(IDS, cache).logits, model(IDS).logits)
     for refused in (-13, 13):
         with pytest.raises(ArgumentError, match="max_length must be from -12 to 12"):
@@ -341,6 +342,8 @@ def test_caches_that_do_not_fit_the_model() -> None:
     ):
         with pytest.raises(ArgumentError, match=words):
             model(IDS, static(other))
+    with pytest.raises(ArgumentError, match="is on meta, the model on cpu"):
+        model(IDS, StaticCache(model.config, 2, 16, device="meta"))
     with pytest.raises(ArgumentError, match="max_cache_len must be"):
         StaticCache(tiny_config(), 2, 0)
     with pytest.raises(ArgumentError, match="max_batch_size must be"):
