@@ -62,6 +62,20 @@ def test_replaced_surrogates_keep_their_places() -> None:
         GPT2Tokenizer.train(["the"], 260)("\udc80", return_offsets_mapping=True)
 
 
+def test_words_are_counted_across_added_tokens(tokenizer: GPT2Tokenizer) -> None:
+    batch = tokenizer("the hat<|endoftext|> hen.")
+    words = ["the", " hat", "<|endoftext|>", " hen", "."]
+    numbers = [n for n, word in enumerate(words) for _ in tokenizer.encode(word)]
+    assert batch.word_ids() == numbers
+    assert [batch.word_to_chars(n) for n in range(5)] == [
+        (0, 3),
+        (3, 7),
+        (7, 20),
+        (20, 24),
+        (24, 25),
+    ]
+
+
 def test_entries_of_a_pair(tokenizer: GPT2Tokenizer) -> None:
     tokenizer.add_bos_token = True
     end = tokenizer.bos_token_id
