@@ -9,6 +9,7 @@ GenerationConfig.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -89,8 +90,7 @@ def eta_cutoff(_ids: Tensor, scores: Tensor, *, epsilon: float, keep: int = 1) -
     log_probabilities = scores.log_softmax(-1)
     smallest = torch.finfo(scores.dtype).min
     entropy = -(log_probabilities.clamp(min=smallest) * log_probabilities.exp()).sum(-1)
-    limit = scores.new_tensor(epsilon)
-    eta = torch.minimum(limit, limit.sqrt() * (-entropy).exp())[..., None]
+    eta = (math.sqrt(epsilon) * (-entropy).exp()).clamp(max=epsilon)[..., None]
     hidden = (scores.softmax(-1) < eta) & (scores < _kth(scores, keep))
     return scores.masked_fill(hidden, -torch.inf)
 

@@ -151,7 +151,7 @@ class Run:
     def broken(self, logits: Tensor, scores: Tensor) -> Tensor:
         """(R,) bool: rows out of which no token can be chosen; see ``refuse_broken``."""
         unusable = ~scores.amax(-1).isfinite()  # NaN, +inf, or a row of −inf
-        if self.config.remove_invalid_values:
+        if self.config.remove_invalid_values or scores is logits:
             return unusable
         return unusable | ~logits.amax(-1).isfinite()
 

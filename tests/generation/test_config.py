@@ -13,6 +13,7 @@ import pytest
 
 from gpt2 import GenerationConfig
 from gpt2.errors import ArgumentError, ArgumentTypeError, FileAccessError, FileFormatError
+from gpt2.generation.checks import CHECKS
 from tests.helpers import tiny_config
 
 DOCUMENTED: dict[str, Any] = {
@@ -321,7 +322,8 @@ EVERY: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def test_every_setting_is_among_them() -> None:
+def test_every_setting_is_among_them_and_checked() -> None:
+    assert set(CHECKS) == {f.name for f in fields(GenerationConfig)} - {"extra"}
     named = {name for settings in EVERY for name in settings}
     assert named == {f.name for f in fields(GenerationConfig)} - {"extra"}
 
