@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
@@ -97,3 +98,15 @@ def test_benchmark_says_where_a_vocabulary_could_come_from(tmp_path: Path) -> No
     assert done.returncode != 0
     assert "--vocabulary DIR" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_attention_map_draws_and_tells(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "map.png"
+    done = run("attention_map.py", "--text", PROMPT, "--layer", "1", "--output", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "nats per token" in done.stdout
+    done = run("attention_map.py", "--layer", "9", "--output", str(picture))
+    assert done.returncode == 1
+    assert "--layer must be from -4 to 3, not 9" in done.stderr
