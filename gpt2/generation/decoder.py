@@ -85,7 +85,7 @@ class Decoder:
             keep = keep - held
         ids = None if self.ids is None else self.ids[:, held:]
         embeds = None if self.embeds is None else self.embeds[:, held:]
-        return self._forward(ids, embeds, keep, check_inputs=True)[:, -1]
+        return self._forward(ids, embeds, keep, check_inputs=True, first=True)[:, -1]
 
     def decode_one(self, tokens: Tensor, so_far: Tensor) -> Tensor:
         """Scores (B, V) behind ``tokens`` (B,), the last column of ``so_far`` (B, n)."""
@@ -136,8 +136,11 @@ class Decoder:
         check_inputs: bool = False,
         visibility: Tensor | None = None,
         positions: Tensor | None = None,
+        first: bool = False,
     ) -> Tensor:
         mask = self._mask_of(self.columns)
+        # After the first pass the cache has what the encoder's states give, by its own rows.
+        extras = self.extras if first or self.past is None else {}
         if visibility is None and mask is not None:
             visibility = mask[:, : self.columns]
         output = self.model(
@@ -152,7 +155,7 @@ class Decoder:
             return_dict=True,
             logits_to_keep=keep,
             check_inputs=check_inputs,  # lengths are known beforehand: no checks in the loop
-            **self.extras,
+            **extras,
         )
         self.past = output.past_key_values
         self.attentions, self.hidden_states = output.attentions, output.hidden_states
@@ -334,7 +337,7 @@ class SlidingDecoder(Decoder):
         self.mask = None if min(self._seen) == width else columns >= starts[:, None]
         self.past = KVCache(self.model.config.n_layer, capacity=min(full, width + self.capacity))
         filled = ids if self.mask is None else ids.masked_fill(~self.mask, 0)
-        scores = self._forward(filled, None, 1, check_inputs=self._check_inputs)[:, -1]
+        scores = self._forward(filled, None, 1, check_inputs=self._check_inputs, first=True)[:, -1]
         self._check_inputs = False
         return scores
 

@@ -245,16 +245,18 @@ class KVCache:
         longer.encoder = self.encoder
         return longer
 
-    def attend_to(self, states: Tensor, mask: Tensor | None) -> None:
+    def attend_to(self, states: Tensor | None, mask: Tensor | None) -> None:
         """Let cross-attention see an encoder's ``states`` (B, Se, D), ``mask`` (B, Se) or None.
 
         Keys and values that are held are kept where they come from these very
-        states, else they are computed again.
+        states, else they are computed again. None is what is held: its states,
+        and without states its mask.
         """
         held = self.encoder
-        if held is None or not held.come_from(states):
+        if states is not None and (held is None or not held.come_from(states)):
             held = EncoderColumns.of(states, len(self))
-        self.encoder = replace(held, mask=mask)
+        if held is not None and (states is not None or mask is not None):
+            self.encoder = replace(held, mask=mask)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue:
         """Put (B, H, T, Dh) into the last T columns; returns all columns, (B, H, S, Dh) each."""

@@ -192,8 +192,7 @@ class GPT2Model(GPT2PreTrainedModel):
         if keep_cache or past is not None:
             start = KVCache(self.config.n_layer) if past is None else past
             cache = start.extended(shape[-1], place.key_mask)
-            if encoder_hidden_states is not None:
-                cache.attend_to(encoder_hidden_states, encoder_attention_mask)
+            cache.attend_to(encoder_hidden_states, encoder_attention_mask)
 
         x = self.drop(self._embed(input_ids, inputs_embeds, token_type_ids, place.position_ids))
         states, attentions, cross_attentions = [], [], []

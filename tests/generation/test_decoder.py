@@ -294,3 +294,14 @@ def test_a_row_attends_to_its_own_encoder_states(settings: dict[str, Any]) -> No
 def test_encoder_states_need_cross_attention() -> None:
     with pytest.raises(ArgumentError, match="the model has no cross-attention"):
         tiny_model().generate(IDS, encoder_hidden_states=STATES)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 3}], ids=str
+)
+def test_the_encoder_is_computed_once(settings: dict[str, Any]) -> None:
+    model, calls = tiny_model(add_cross_attention=True), []
+    for block in model.transformer.h:
+        block.crossattention.c_attn.register_forward_hook(lambda *_: calls.append(1))
+    model.generate(IDS, encoder_hidden_states=STATES, max_new_tokens=8, **settings)
+    assert len(calls) == 2  # one per layer

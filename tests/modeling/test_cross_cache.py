@@ -78,6 +78,9 @@ def test_a_new_mask_replaces_the_one_held(model: GPT2LMHeadModel) -> None:
         assert torch.equal(kept, model(IDS[:, 4:], past, encoder_attention_mask=MASK).logits)
         seen = model(IDS[:, 4:], past, encoder_attention_mask=torch.ones_like(MASK)).logits
         assert not torch.equal(seen, kept)
+        # It is remembered as well.
+        other = model(IDS[:, 4:6], past, encoder_attention_mask=torch.ones_like(MASK))
+        assert_close(model(IDS[:, 6:], other.past_key_values).logits, seen[:, 2:])
         # States given anew without a mask are all real, as without a cache.
         assert torch.equal(seen, model(IDS[:, 4:], past, **encoder).logits)
 
