@@ -19,8 +19,9 @@ class Progress:
     SILENT = 2.0  # seconds
 
     def __init__(self, work: str, unit: str, total: int | None, enabled: bool) -> None:
-        self._work, self._unit, self._total, self._enabled = work, unit, total, enabled
-        self._live = sys.stderr is not None and sys.stderr.isatty()
+        self._work, self._unit, self._total = work, unit, total
+        self._enabled = enabled and sys.stderr is not None  # a program without a console has none
+        self._live = self._enabled and sys.stderr.isatty()
         self._began = time.monotonic()
         self._next = self._began + self.SILENT
         self._shown = False

@@ -77,4 +77,5 @@ def test_it_can_be_switched_off_and_needs_no_stderr(
     run(clock, 40, enabled=False)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys, "stderr", None)  # as under pythonw
-    run(clock, 40, seconds=0.01)
+    run(clock, 40)
+    assert capsys.readouterr().out == ""
