@@ -34,6 +34,7 @@ FLOORS = {
     "gpt2.modeling.static_cache": 3,
     "gpt2.modeling.backends": 3,
     "gpt2.modeling.losses": 3,
+    "gpt2.modeling.linear_loss": 3,
     "gpt2.modeling.outputs": 3,
     "gpt2.modeling.inputs": 3,
     "gpt2.modeling.placement": 3,
@@ -244,7 +245,6 @@ def test_importing_the_package_loads_nothing() -> None:
     [
         "from gpt2 import GPT2Config; GPT2Config().to_dict()",
         "from gpt2 import GPT2Tokenizer",
-        "from gpt2 import GenerationConfig; GenerationConfig()",
         "from gpt2 import GPT2Error, TextStreamer, BatchEncoding; import gpt2; dir(gpt2)",
     ],
 )

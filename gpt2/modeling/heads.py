@@ -24,7 +24,13 @@ from gpt2.modeling.inputs import (
     require_one_input,
     token_shape,
 )
-from gpt2.modeling.losses import causal_lm_loss, classification_loss
+from gpt2.modeling.linear_loss import summed_linear_cross_entropy
+from gpt2.modeling.losses import (
+    averaged,
+    causal_lm_loss,
+    classification_loss,
+    next_token_targets,
+)
 from gpt2.modeling.outputs import (
     CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
@@ -67,6 +73,7 @@ class GPT2LMHeadModel(GenerativeModel):
         *,
         document_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        return_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
         check_inputs: bool = True,
         **unknown: Any,
@@ -78,8 +85,10 @@ class GPT2LMHeadModel(GenerativeModel):
         target in another document than its source. The loss is the mean over
         the targets that count, or their sum divided by ``num_items_in_batch``.
         ``logits_to_keep``: the number of last positions to compute logits for
-        (0: all), or their indices, (K,) for all rows or (B, K) for each. The
-        other arguments are GPT2Model.forward's.
+        (0: all), or their indices, (K,) for all rows or (B, K) for each.
+        ``return_logits=False`` gives the loss alone, in far less memory: the
+        logits of all positions never exist at once. The other arguments are
+        GPT2Model.forward's.
         """
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
@@ -107,8 +116,9 @@ class GPT2LMHeadModel(GenerativeModel):
         x = core.last_hidden_state  # (B, T, D)
         attended = attended_positions(attention_mask, x)
         loss, logits = _loss_and_logits(
-            self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep
-        )
+            self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep,
+            return_logits,
+        )  # fmt: skip
         output = CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
@@ -155,6 +165,7 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         *,
         document_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        return_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
         mc_num_items_in_batch: int | Tensor | None = None,
         check_inputs: bool = True,
@@ -213,8 +224,9 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         summarised = in_last_document(attended, document_ids)
         mc_logits = self.multiple_choice_head(x, summarised, mc_token_ids).squeeze(-1)  # (B, C)
         loss, logits = _loss_and_logits(
-            self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep
-        )
+            self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep,
+            return_logits,
+        )  # fmt: skip
         mc_loss = None
         if mc_labels is not None:
             if mc_logits.shape != shape[:-1]:
@@ -245,8 +257,17 @@ def _loss_and_logits(
     document_ids: Tensor | None,
     num_items_in_batch: int | Tensor | None,
     logits_to_keep: int | Tensor,
-) -> tuple[Tensor | None, Tensor]:
+    return_logits: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """The loss, where there are labels, and the logits of the positions that are asked for."""
+    if not return_logits:
+        if labels is None:
+            raise ArgumentError("return_logits=False without labels leaves nothing to return")
+        if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            raise ArgumentError("logits_to_keep names logits that return_logits=False leaves out")
+        targets = next_token_targets(labels, attended, document_ids)
+        total = summed_linear_cross_entropy(lm_head, x.flatten(0, -2), targets.flatten())
+        return averaged(total, (targets != IGNORE_INDEX).sum(), num_items_in_batch), None
     if labels is None:
         return None, lm_head(_keep(x, logits_to_keep))
     logits = lm_head(x)  # (B, T, V): the loss is over every position

@@ -1,0 +1,126 @@
+"""The loss straight from the hidden states, without the (N, V) logits: head and loss in one.
+
+At 4 rows of 512 tokens the logits of GPT-2's vocabulary are 400 MB, and their
+gradient as much again. Here a chunk of rows has logits at a time, and leaves
+behind no more than the gradients of the states and of the weight, which are
+computed at once (arXiv:2410.10989 does the same in a GPU kernel).
+
+Shapes: see the legend in gpt2/modeling/transformer.py; N is B · T, or those
+rows of it that have a target.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from gpt2.modeling.inputs import IGNORE_INDEX
+from gpt2.modeling.losses import summed_cross_entropy
+
+# float32 numbers that the logits of a chunk may have: 64 MB, 333 rows of GPT-2's vocabulary
+_CHUNK_NUMBERS = 2**24
+
+
+def summed_linear_cross_entropy(head: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    """Σ −log softmax(head(x))[target], float32 (); rows with target −100 are left out.
+
+    ``x`` (N, D), ``targets`` (N,) int64. The head's weight is used directly
+    where the head is a plain linear layer. Any other module (with an adapter,
+    quantized, hooked) is called chunk by chunk, and again in the backward pass.
+    """
+    if not torch.compiler.is_compiling():  # a graph may not count on the number of targets
+        rows = targets != IGNORE_INDEX
+        x, targets = x[rows], targets[rows]
+    if _is_plain(head):
+        weight = head.weight
+        assert isinstance(weight, Tensor)
+        if torch.is_autocast_enabled(x.device.type):  # as the layer itself would be computed
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        return _LinearCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call, no-any-return]
+    total = x.new_zeros((), dtype=torch.float32)
+    for piece, target in zip(*_pieces(x, targets, _vocabulary(head)), strict=True):
+        total = total + checkpoint(_of_piece, head, piece, target, use_reentrant=False)
+    return total
+
+
+def _of_piece(head: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    return summed_cross_entropy(head(x), targets)
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether calling the head is x Wᵀ and nothing else."""
+    hooks = (
+        head._forward_hooks, head._forward_pre_hooks,
+        head._backward_hooks, head._backward_pre_hooks,
+    )  # fmt: skip
+    plain = type(head) is nn.Linear and type(head.weight) in (nn.Parameter, Tensor)
+    return plain and getattr(head, "bias", None) is None and not any(hooks)
+
+
+def _vocabulary(head: nn.Module) -> int:
+    """A head's number of outputs, or GPT-2's where it does not say: it decides the chunks only."""
+    return int(getattr(head, "out_features", 50257))
+
+
+def _pieces(x: Tensor, targets: Tensor, columns: int) -> tuple[Any, Any]:
+    if torch.compiler.is_compiling():
+        return (x,), (targets,)
+    rows = max(1, _CHUNK_NUMBERS // columns)
+    return torch.split(x, rows), torch.split(targets, rows)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Both gradients are computed in the forward pass; backward scales them.
+
+    d/dlogits (log Σ exp logits − logits[target]) = softmax(logits) − onehot(target) = g,
+    and with logits = x Wᵀ: dx = g W, dW = gᵀ x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        dx = torch.empty_like(x) if needs_x else None
+        # Half precision would round each chunk's part of the sum.
+        dw = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        total = x.new_zeros((), dtype=torch.float32)
+        start = 0
+        for piece, target in zip(*_pieces(x, targets, len(weight)), strict=True):
+            counts = target != IGNORE_INDEX
+            target = target.clamp(min=0)[:, None]
+            g = F.linear(piece, weight).float()  # (n, V), the logits so far
+            peak = g.amax(-1, keepdim=True)
+            # The row's peak and its log Σ exp(x − peak) are kept apart: see losses.py.
+            lost = peak - g.gather(-1, target)
+            g.sub_(peak).exp_()
+            sums = g.sum(-1, keepdim=True)
+            total += torch.where(counts, (lost + sums.log())[:, 0], 0.0).sum()
+            if dx is not None or dw is not None:
+                g.div_(sums)
+                g.scatter_add_(-1, target, torch.full_like(target, -1, dtype=g.dtype))
+                g = g.mul_(counts[:, None]).to(weight.dtype)
+            if dx is not None:
+                torch.mm(g, weight, out=dx[start : start + len(piece)])
+            if dw is not None and weight.dtype == torch.float32:
+                dw.addmm_(g.t(), piece)
+            elif dw is not None:
+                dw += g.t() @ piece
+            start += len(piece)
+        ctx.save_for_backward(dx, dw)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        dx, dw = ctx.saved_tensors
+        return (
+            None if dx is None else (dx * gradient).to(dx.dtype),
+            None if dw is None else (dw * gradient).to(ctx.dtype),
+            None,
+        )
