@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError
@@ -14,20 +15,24 @@ if TYPE_CHECKING:
 
 Check = Callable[[str, Any], None]
 
+#: New tokens where neither max_length nor max_new_tokens is set (the documented max_length of 20
+#: is what the reference adds to the prompt).
+DEFAULT_NEW_TOKENS = 20
 
-def _whole(low: int) -> Check:
+
+def whole(low: int) -> Check:
     return lambda name, value: check_whole(ArgumentError, name, value, low)
 
 
-def _flag(name: str, value: Any) -> None:
+def flag(name: str, value: Any) -> None:
     check_bool(ArgumentError, name, value)
 
 
-def _choice(*choices: str) -> Check:
+def choice(*choices: str) -> Check:
     return lambda name, value: check_choice(ArgumentError, name, value, choices)
 
 
-def _number(words: str, fits: Callable[[float], bool]) -> Check:
+def number(words: str, fits: Callable[[float], bool]) -> Check:
     def check(name: str, value: Any) -> None:
         if not is_number(value) or not math.isfinite(value) or not fits(value):
             raise ArgumentError(f"{name} must be {words}, not {value!r}")
@@ -35,7 +40,7 @@ def _number(words: str, fits: Callable[[float], bool]) -> Check:
     return check
 
 
-def _optional(check: Check) -> Check:
+def optional(check: Check) -> Check:
     def check_if_set(name: str, value: Any) -> None:
         if value is not None:
             check(name, value)
@@ -43,7 +48,7 @@ def _optional(check: Check) -> Check:
     return check_if_set
 
 
-def _temperature(name: str, value: Any) -> None:
+def temperature(name: str, value: Any) -> None:
     if not is_number(value) or not 0 < value < math.inf:
         raise ArgumentError(
             f"{name} must be a number above 0, not {value!r}; "
@@ -51,38 +56,38 @@ def _temperature(name: str, value: Any) -> None:
         )
 
 
-def _token(name: str, value: Any) -> None:
+def token_id(name: str, value: Any) -> None:
     check_whole(ArgumentError, name, value, 0)
 
 
-def _tokens(name: str, value: Any) -> None:
+def token_ids(name: str, value: Any) -> None:
     """A list of token ids, not empty."""
     if not isinstance(value, list | tuple) or not value:
         raise ArgumentError(f"{name} must be a list of token ids, not empty; it is {value!r}")
     for token in value:
-        _token(name, token)
+        token_id(name, token)
 
 
-def _one_or_many(name: str, value: Any) -> None:
+def one_or_many(name: str, value: Any) -> None:
     for token in value if isinstance(value, list | tuple) else [value]:
-        _token(name, token)
+        token_id(name, token)
 
 
-def _words(name: str, value: Any) -> None:
+def words(name: str, value: Any) -> None:
     """A list of words, each a list of token ids."""
     if not isinstance(value, list | tuple) or not value:
         raise ArgumentError(f"{name} must be a list of lists of token ids; it is {value!r}")
     for word in value:
-        _tokens(name, word)
+        token_ids(name, word)
 
 
-def _words_or_choices(name: str, value: Any) -> None:
+def words_or_choices(name: str, value: Any) -> None:
     """A list of words, or of lists of words of which one must come."""
     if not isinstance(value, list | tuple) or not value:
         raise ArgumentError(f"{name} must be a list of lists of token ids; it is {value!r}")
     for word in value:
         nested = isinstance(word, list | tuple) and word and isinstance(word[0], list | tuple)
-        (_words if nested else _tokens)(name, word)
+        (words if nested else token_ids)(name, word)
 
 
 def bias_pairs(value: Any) -> list[tuple[tuple[int, ...], float]]:
@@ -91,7 +96,7 @@ def bias_pairs(value: Any) -> list[tuple[tuple[int, ...], float]]:
     return [(tuple(ids), float(bias)) for ids, bias in pairs]
 
 
-def _bias(name: str, value: Any) -> None:
+def bias(name: str, value: Any) -> None:
     error = ArgumentError(
         f"{name} must be a dict from tuples of token ids to numbers, or a list of "
         f"[ids, number] pairs, not empty; it is {value!r}"
@@ -102,12 +107,12 @@ def _bias(name: str, value: Any) -> None:
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not is_number(pair[1]):
             raise error
-        _tokens(name, pair[0])
+        token_ids(name, pair[0])
         if not math.isfinite(pair[1]):
             raise error
 
 
-def _strings(name: str, value: Any) -> None:
+def strings(name: str, value: Any) -> None:
     strings = [value] if isinstance(value, str) else value
     if (
         not isinstance(strings, list | tuple)
@@ -117,7 +122,7 @@ def _strings(name: str, value: Any) -> None:
         raise ArgumentError(f"{name} must be a string or a list of them, none empty, not {value!r}")
 
 
-def _decay(name: str, value: Any) -> None:
+def decay(name: str, value: Any) -> None:
     if (
         not isinstance(value, list | tuple)
         or len(value) != 2
@@ -133,97 +138,64 @@ def _decay(name: str, value: Any) -> None:
         )
 
 
-def _early_stopping(name: str, value: Any) -> None:
+def early_stopping(name: str, value: Any) -> None:
     if value not in (True, False, "never") or not isinstance(value, bool | str):
         raise ArgumentError(f"{name} must be True, False or 'never', not {value!r}")
 
 
-_positive = _number("a number above 0", lambda x: x > 0)
-_share = _number("above 0 and at most 1", lambda x: 0 < x <= 1)
-_cutoff = _number("at least 0 and below 1", lambda x: 0 <= x < 1)
+positive = number("a number above 0", lambda x: x > 0)
+share = number("above 0 and at most 1", lambda x: 0 < x <= 1)
+fraction = number("a number from 0 to 1", lambda x: 0 <= x <= 1)
+finite = number("a finite number", lambda x: True)
+not_negative = number("a number of at least 0", lambda x: x >= 0)
+cutoff = number("at least 0 and below 1", lambda x: 0 <= x < 1)
 
-CHECKS: dict[str, Check] = {
-    "max_length": _optional(_whole(1)),
-    "max_new_tokens": _optional(_whole(1)),
-    "min_length": _whole(0),
-    "min_new_tokens": _optional(_whole(0)),
-    "max_time": _optional(_positive),
-    "stop_strings": _optional(_strings),
-    "do_sample": _flag,
-    "num_beams": _whole(1),
-    "num_beam_groups": _whole(1),
-    "early_stopping": _early_stopping,
-    "length_penalty": _number("a finite number", lambda x: True),
-    "diversity_penalty": _number("a number of at least 0", lambda x: x >= 0),
-    "penalty_alpha": _optional(_number("a number from 0 to 1", lambda x: 0 <= x <= 1)),
-    "force_words_ids": _optional(_words_or_choices),
-    "prompt_lookup_num_tokens": _optional(_whole(1)),
-    "max_matching_ngram_size": _optional(_whole(1)),
-    "num_assistant_tokens": _whole(1),
-    "num_assistant_tokens_schedule": _choice("constant", "heuristic", "heuristic_transient"),
-    "assistant_confidence_threshold": _number("a number from 0 to 1", lambda x: 0 <= x <= 1),
-    "use_cache": _flag,
-    "long_context": _optional(_choice("slide")),
-    "temperature": _temperature,
-    "top_k": _optional(_whole(0)),
-    "top_p": _share,
-    "min_p": _optional(_number("a number from 0 to 1", lambda x: 0 <= x <= 1)),
-    "typical_p": _share,
-    "epsilon_cutoff": _cutoff,
-    "eta_cutoff": _cutoff,
-    "repetition_penalty": _positive,
-    "encoder_repetition_penalty": _positive,
-    "no_repeat_ngram_size": _whole(0),
-    "encoder_no_repeat_ngram_size": _whole(0),
-    "bad_words_ids": _optional(_words),
-    "sequence_bias": _optional(_bias),
-    "suppress_tokens": _optional(_tokens),
-    "begin_suppress_tokens": _optional(_tokens),
-    "forced_bos_token_id": _optional(_token),
-    "forced_eos_token_id": _optional(_one_or_many),
-    "exponential_decay_length_penalty": _optional(_decay),
-    "guidance_scale": _optional(_number("a finite number", lambda x: True)),
-    "renormalize_logits": _flag,
-    "remove_invalid_values": _flag,
-    "num_return_sequences": _whole(1),
-    "return_dict_in_generate": _flag,
-    "return_only_new_tokens": _flag,
-    "output_scores": _flag,
-    "output_logits": _flag,
-    "output_attentions": _flag,
-    "output_hidden_states": _flag,
-    "bos_token_id": _optional(_token),
-    "eos_token_id": _optional(_one_or_many),
-    "pad_token_id": _optional(_token),
-}
+#: what a setting needs to say anything: (in words, whether a config has it)
+Need = tuple[str, Callable[["GenerationConfig"], bool]]
+SAMPLING: Need = ("do_sample=True", lambda c: c.do_sample)
+SAMPLING_OR_CONTRAST: Need = (
+    "do_sample=True or penalty_alpha",
+    lambda c: c.do_sample or bool(c.penalty_alpha),
+)
+BEAMS: Need = ("num_beams above 1", lambda c: c.num_beams > 1)
+GROUPS: Need = ("num_beam_groups above 1", lambda c: c.num_beam_groups > 1)
+A_DICT: Need = ("return_dict_in_generate=True", lambda c: c.return_dict_in_generate)
+LOOKUP: Need = ("prompt_lookup_num_tokens", lambda c: c.prompt_lookup_num_tokens is not None)
 
-# Settings that say nothing unless another one is set: name -> (that other one, in words; set?).
-_NEEDS: dict[str, tuple[str, Callable[[GenerationConfig], bool]]] = {
-    **dict.fromkeys(
-        ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-        ("do_sample=True", lambda c: c.do_sample),
-    ),
-    "top_k": ("do_sample=True or penalty_alpha", lambda c: c.do_sample or bool(c.penalty_alpha)),
-    **dict.fromkeys(
-        ("early_stopping", "length_penalty", "num_beam_groups"),
-        ("num_beams above 1", lambda c: c.num_beams > 1),
-    ),
-    "diversity_penalty": ("num_beam_groups above 1", lambda c: c.num_beam_groups > 1),
-    **dict.fromkeys(
-        ("output_scores", "output_logits", "output_attentions", "output_hidden_states"),
-        ("return_dict_in_generate=True", lambda c: c.return_dict_in_generate),
-    ),
-    "max_matching_ngram_size": (
-        "prompt_lookup_num_tokens",
-        lambda c: c.prompt_lookup_num_tokens is not None,
-    ),
-}
+
+def setting(
+    check: Check,
+    *,
+    needs: Need | None = None,
+    ids: Callable[[Any], list[int]] | None = None,
+) -> dict[str, Any]:
+    """The metadata of a field of GenerationConfig.
+
+    ``check(name, value)`` raises ArgumentError for what cannot be (None, where
+    it is the default, always can); without what it ``needs`` it is void;
+    ``ids(value)`` are the token ids that it names.
+    """
+    return {"check": check, "needs": needs, "ids": ids}
+
+
+def all_ids(value: Any) -> list[int]:
+    """The token ids in a number, a list, or lists of lists."""
+    if isinstance(value, list | tuple):
+        return [token for part in value for token in all_ids(part)]
+    return [] if value is None else [value]
+
+
+def biased_ids(value: Any) -> list[int]:
+    """The token ids of a sequence_bias."""
+    return [token for ids, _ in bias_pairs(value or []) for token in ids]
 
 
 def check_settings(config: GenerationConfig) -> None:
     """Raise ArgumentError for the first setting that cannot be, alone or beside another."""
-    for name, check in CHECKS.items():
-        check(name, getattr(config, name))
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if "check" in each.metadata and not (value is None and each.default is None):
+            each.metadata["check"](each.name, value)
     for wrong, message in _contradictions(config):
         if wrong:
             raise ArgumentError(message)
@@ -317,8 +289,9 @@ def void_settings(config: GenerationConfig, said: Mapping[str, Any]) -> list[str
 
     ``said`` has no settings at their defaults.
     """
-    return [
-        f"{name}={said[name]!r} has no effect without {needed}"
-        for name, (needed, is_set) in _NEEDS.items()
-        if said.get(name) is not None and not is_set(config)
-    ]
+    found = []
+    for each in fields(config):
+        needs = each.metadata.get("needs")
+        if needs is not None and said.get(each.name) is not None and not needs[1](config):
+            found.append(f"{each.name}={said[each.name]!r} has no effect without {needs[0]}")
+    return found

@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, did_you_mean, unknown_argument
-from gpt2.generation.checks import bias_pairs, check_settings, void_settings
+from gpt2.generation import checks
+from gpt2.generation.checks import DEFAULT_NEW_TOKENS, setting
+from gpt2.generation.processors import ProcessorSettings
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
 
 GENERATION_CONFIG_NAME = "generation_config.json"
-
-#: New tokens where neither max_length nor max_new_tokens is set (the documented max_length of 20
-#: is what the reference adds to the prompt).
-DEFAULT_NEW_TOKENS = 20
 
 # Documented settings that are not of use here, with the value at which they do nothing. At that
 # value they are accepted, so that published files load; at another they are refused.
@@ -57,97 +55,83 @@ def _refuse_unknown_settings(cls: _G) -> _G:
 
 
 @_refuse_unknown_settings
-@dataclass
-class GenerationConfig:
+@dataclass(kw_only=True)
+class GenerationConfig(ProcessorSettings):
     """Settings of ``generate``, with the documented names and defaults.
 
-    Raises ArgumentTypeError for an unknown setting, and ArgumentError for
-    values that are impossible or contradict each other.
+    Those of the processors are ProcessorSettings. Raises ArgumentTypeError for
+    an unknown setting, and ArgumentError for values that are impossible or
+    contradict each other.
     """
 
     # -- how long ------------------------------------------------------------------------------
     #: prompt and new tokens together; None with max_new_tokens None: 20 new tokens
-    max_length: int | None = None
-    max_new_tokens: int | None = None
-    #: no EOS before the row, prompt included, has that many tokens
-    min_length: int = 0
-    #: no EOS among that many new tokens
-    min_new_tokens: int | None = None
+    max_length: int | None = field(default=None, metadata=setting(checks.whole(1)))
+    max_new_tokens: int | None = field(default=None, metadata=setting(checks.whole(1)))
     #: seconds; the step that exceeds them is the last one
-    max_time: float | None = None
+    max_time: float | None = field(default=None, metadata=setting(checks.positive))
     #: a row ends with the token that completes one of them; needs ``tokenizer=``
-    stop_strings: str | list[str] | None = None
+    stop_strings: str | list[str] | None = field(default=None, metadata=setting(checks.strings))
     #: "slide": past n_positions go on from each row's last n_positions // 2 tokens
-    long_context: str | None = None
+    long_context: str | None = field(default=None, metadata=setting(checks.choice("slide")))
     # -- which method --------------------------------------------------------------------------
-    do_sample: bool = False
-    num_beams: int = 1
+    do_sample: bool = field(default=False, metadata=setting(checks.flag))
+    num_beams: int = field(default=1, metadata=setting(checks.whole(1)))
     #: groups that keep away from each other's tokens (arXiv:1610.02424)
-    num_beam_groups: int = 1
-    diversity_penalty: float = 0.0
+    num_beam_groups: int = field(default=1, metadata=setting(checks.whole(1), needs=checks.BEAMS))
+    diversity_penalty: float = field(
+        default=0.0, metadata=setting(checks.not_negative, needs=checks.GROUPS)
+    )
     #: a finished beam's score is its log-probability over its length to that power
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
+    length_penalty: float = field(default=1.0, metadata=setting(checks.finite, needs=checks.BEAMS))
+    early_stopping: bool | str = field(
+        default=False, metadata=setting(checks.early_stopping, needs=checks.BEAMS)
+    )
     #: words that must come (lists of ids), or lists of words of which one must
-    force_words_ids: list[Any] | None = None
+    force_words_ids: list[Any] | None = field(
+        default=None, metadata=setting(checks.words_or_choices, ids=checks.all_ids)
+    )
     #: weight of the degeneration penalty of contrastive search (arXiv:2202.06417)
-    penalty_alpha: float | None = None
+    penalty_alpha: float | None = field(default=None, metadata=setting(checks.fraction))
     #: guess that many next tokens by looking up the last n-gram in what is there already
-    prompt_lookup_num_tokens: int | None = None
-    max_matching_ngram_size: int | None = None
+    prompt_lookup_num_tokens: int | None = field(default=None, metadata=setting(checks.whole(1)))
+    max_matching_ngram_size: int | None = field(
+        default=None, metadata=setting(checks.whole(1), needs=checks.LOOKUP)
+    )
     #: tokens that the assistant model drafts before they are checked
-    num_assistant_tokens: int = 20
-    num_assistant_tokens_schedule: str = "constant"
-    assistant_confidence_threshold: float = 0.4
-    use_cache: bool = True
-    # -- which tokens are sampled --------------------------------------------------------------
-    temperature: float = 1.0
-    #: sample among the k most probable tokens; 0 or None: among all
-    top_k: int | None = 50
-    #: sample among the most probable tokens that together have at least this probability
-    top_p: float = 1.0
-    #: hide tokens less probable than this share of the most probable one's probability
-    min_p: float | None = None
-    typical_p: float = 1.0
-    epsilon_cutoff: float = 0.0
-    eta_cutoff: float = 0.0
-    # -- what is favoured and what is forbidden ------------------------------------------------
-    repetition_penalty: float = 1.0
-    #: favours (above 1) the tokens of the prompt
-    encoder_repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    #: the new tokens repeat no n-gram of the prompt
-    encoder_no_repeat_ngram_size: int = 0
-    bad_words_ids: list[list[int]] | None = None
-    #: {(ids): bias} or [[ids, bias], …]: added to the score of what would complete the ids
-    sequence_bias: dict[tuple[int, ...], float] | list[Any] | None = None
-    suppress_tokens: list[int] | None = None
-    #: not as the first new token
-    begin_suppress_tokens: list[int] | None = None
-    #: the token behind a prompt of one token
-    forced_bos_token_id: int | None = None
-    #: the last token where max_length is reached
-    forced_eos_token_id: int | list[int] | None = None
-    #: (start, factor): EOS is favoured more and more behind ``start`` new tokens
-    exponential_decay_length_penalty: tuple[int, float] | None = None
+    num_assistant_tokens: int = field(default=20, metadata=setting(checks.whole(1)))
+    num_assistant_tokens_schedule: str = field(
+        default="constant",
+        metadata=setting(checks.choice("constant", "heuristic", "heuristic_transient")),
+    )
+    assistant_confidence_threshold: float = field(default=0.4, metadata=setting(checks.fraction))
+    use_cache: bool = field(default=True, metadata=setting(checks.flag))
     #: classifier-free guidance (arXiv:2306.17806); see ``negative_prompt_ids``
-    guidance_scale: float | None = None
-    renormalize_logits: bool = False
-    #: NaN becomes 0, infinite the largest number, instead of an error
-    remove_invalid_values: bool = False
+    guidance_scale: float | None = field(default=None, metadata=setting(checks.finite))
     # -- what is returned ----------------------------------------------------------------------
-    num_return_sequences: int = 1
+    num_return_sequences: int = field(default=1, metadata=setting(checks.whole(1)))
     #: new ids alone, without the prompt's
-    return_only_new_tokens: bool = False
+    return_only_new_tokens: bool = field(default=False, metadata=setting(checks.flag))
     #: GenerateDecoderOnlyOutput or GenerateBeamDecoderOnlyOutput in place of the ids
-    return_dict_in_generate: bool = False
-    output_scores: bool = False
-    output_logits: bool = False
-    output_attentions: bool = False
-    output_hidden_states: bool = False
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
+    return_dict_in_generate: bool = field(default=False, metadata=setting(checks.flag))
+    output_scores: bool = field(default=False, metadata=setting(checks.flag, needs=checks.A_DICT))
+    output_logits: bool = field(default=False, metadata=setting(checks.flag, needs=checks.A_DICT))
+    output_attentions: bool = field(
+        default=False, metadata=setting(checks.flag, needs=checks.A_DICT)
+    )
+    output_hidden_states: bool = field(
+        default=False, metadata=setting(checks.flag, needs=checks.A_DICT)
+    )
+    # -- special tokens ------------------------------------------------------------------------
+    bos_token_id: int | None = field(
+        default=None, metadata=setting(checks.token_id, ids=checks.all_ids)
+    )
+    eos_token_id: int | list[int] | None = field(
+        default=None, metadata=setting(checks.one_or_many, ids=checks.all_ids)
+    )
+    pad_token_id: int | None = field(
+        default=None, metadata=setting(checks.token_id, ids=checks.all_ids)
+    )
     #: fields of a generation_config.json that set nothing here; kept
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -166,7 +150,7 @@ class GenerationConfig:
 
     def validate(self) -> None:
         """Raise ArgumentError for the first setting that cannot be."""
-        check_settings(self)
+        checks.check_settings(self)
 
     @property
     def mode(self) -> str:
@@ -187,18 +171,12 @@ class GenerationConfig:
 
     def token_ids(self) -> dict[str, list[int]]:
         """The token ids that the settings name, by setting."""
-
-        def flat(value: Any) -> list[int]:
-            if isinstance(value, list | tuple):
-                return [token for part in value for token in flat(part)]
-            return [] if value is None else [value]
-
-        names = ("bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id",
-                 "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
-                 "bad_words_ids", "force_words_ids")  # fmt: skip
-        found = {name: flat(getattr(self, name)) for name in names}
-        bias = bias_pairs(self.sequence_bias or [])
-        return {**found, "sequence_bias": [token for ids, _ in bias for token in ids]}
+        found = {}
+        for each in fields(self):
+            ids = each.metadata.get("ids")
+            if ids is not None:
+                found[each.name] = ids(getattr(self, each.name))
+        return found
 
     def new_tokens(self, length: int, n_positions: int) -> int:
         """How many tokens to generate behind a row of ``length`` real tokens, at most."""
@@ -247,19 +225,21 @@ class GenerationConfig:
             changed.max_new_tokens = None
         changed.validate()
         said = {n: v for n, v in changes.items() if v != _DEFAULTS.get(n, v)}
-        for message in void_settings(changed, said):
+        for message in checks.void_settings(changed, said):
             raise ArgumentError(message)
         return changed
 
     def void(self) -> list[str]:
         """What is set here to no effect, since another setting is not; each with the reason."""
-        return void_settings(self, self.to_dict())
+        return checks.void_settings(self, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that differ from the defaults, and the kept fields, as plain data."""
         plain = {name: getattr(self, name) for name in _DEFAULTS}
         if isinstance(self.sequence_bias, Mapping):  # its keys are no JSON
-            plain["sequence_bias"] = [[list(i), b] for i, b in bias_pairs(self.sequence_bias)]
+            plain["sequence_bias"] = [
+                [list(i), b] for i, b in checks.bias_pairs(self.sequence_bias)
+            ]
         if self.top_k is None:
             plain["top_k"] = 0  # the same; null would be read as the default by some
         set_here = {k: v for k, v in plain.items() if v != _DEFAULTS[k]}

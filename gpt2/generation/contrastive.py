@@ -11,7 +11,7 @@ from torch import Tensor
 from gpt2.errors import ArgumentError
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
-from gpt2.generation.prompt import ABSENT
+from gpt2.generation.processors import ABSENT
 from gpt2.generation.run import Run
 
 

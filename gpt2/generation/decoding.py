@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
-from gpt2.generation.prompt import ABSENT
+from gpt2.generation.processors import ABSENT
 from gpt2.generation.run import Run
 from gpt2.modeling.cache import KVCache
 

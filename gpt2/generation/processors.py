@@ -3,39 +3,98 @@
 ``ids`` (R, N) are the tokens so far: W columns of the prompt, then the new ones;
 each row's real tokens side by side and what is no token before them, negative:
 padding is nobody's token. ``scores`` (R, V) float32. To add a processor: write
-the function, and add it to ``processors_for``; its setting is a field of
-GenerationConfig.
+the function, and enter it in ``processors_for``; its setting is a field of ProcessorSettings.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gpt2.errors import ArgumentError, ArgumentTypeError
-from gpt2.generation.checks import bias_pairs
-from gpt2.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
-from gpt2.generation.prompt import ABSENT
+from gpt2.generation import checks
+from gpt2.generation.callers import OfRows, callers_processor, prefix_allowed
+from gpt2.generation.checks import DEFAULT_NEW_TOKENS, bias_pairs, setting
+
+if TYPE_CHECKING:
+    from gpt2.generation.config import GenerationConfig
+
+#: in the ids that processors see: no token, and a token that was given as an embedding
+ABSENT, NAMELESS = -1, -2
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class OfRows:
-    """A function of the caller's, which may ask which row it is looking at.
+@dataclass(kw_only=True)
+class ProcessorSettings:
+    """The settings of the processors, fields of GenerationConfig."""
 
-    ``apply(given_ids, ids, scores, rows)``: ``given_ids`` (R, N) as documented,
-    with the prompt as the caller gave it; ``ids``, ``scores`` as for a
-    Processor; ``rows`` (R,) the prompt row of each, or None where that is its number.
-    """
-
-    apply: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    # -- which tokens are sampled --------------------------------------------------------------
+    temperature: float = field(
+        default=1.0, metadata=setting(checks.temperature, needs=checks.SAMPLING)
+    )
+    #: sample among the k most probable tokens; 0 or None: among all
+    top_k: int | None = field(
+        default=50,
+        metadata=setting(checks.optional(checks.whole(0)), needs=checks.SAMPLING_OR_CONTRAST),
+    )
+    #: sample among the most probable tokens that together have at least this probability
+    top_p: float = field(default=1.0, metadata=setting(checks.share, needs=checks.SAMPLING))
+    #: hide tokens less probable than this share of the most probable one's probability
+    min_p: float | None = field(
+        default=None, metadata=setting(checks.fraction, needs=checks.SAMPLING)
+    )
+    typical_p: float = field(default=1.0, metadata=setting(checks.share, needs=checks.SAMPLING))
+    epsilon_cutoff: float = field(
+        default=0.0, metadata=setting(checks.cutoff, needs=checks.SAMPLING)
+    )
+    eta_cutoff: float = field(default=0.0, metadata=setting(checks.cutoff, needs=checks.SAMPLING))
+    # -- what is favoured and what is forbidden ------------------------------------------------
+    repetition_penalty: float = field(default=1.0, metadata=setting(checks.positive))
+    #: favours (above 1) the tokens of the prompt
+    encoder_repetition_penalty: float = field(default=1.0, metadata=setting(checks.positive))
+    no_repeat_ngram_size: int = field(default=0, metadata=setting(checks.whole(0)))
+    #: the new tokens repeat no n-gram of the prompt
+    encoder_no_repeat_ngram_size: int = field(default=0, metadata=setting(checks.whole(0)))
+    bad_words_ids: list[list[int]] | None = field(
+        default=None, metadata=setting(checks.words, ids=checks.all_ids)
+    )
+    #: {(ids): bias} or [[ids, bias], …]: added to the score of what would complete the ids
+    sequence_bias: dict[tuple[int, ...], float] | list[Any] | None = field(
+        default=None, metadata=setting(checks.bias, ids=checks.biased_ids)
+    )
+    suppress_tokens: list[int] | None = field(
+        default=None, metadata=setting(checks.token_ids, ids=checks.all_ids)
+    )
+    #: not as the first new token
+    begin_suppress_tokens: list[int] | None = field(
+        default=None, metadata=setting(checks.token_ids, ids=checks.all_ids)
+    )
+    # -- beginnings and ends -------------------------------------------------------------------
+    #: no EOS before the row, prompt included, has that many tokens
+    min_length: int = field(default=0, metadata=setting(checks.whole(0)))
+    #: no EOS among that many new tokens
+    min_new_tokens: int | None = field(default=None, metadata=setting(checks.whole(0)))
+    #: the token behind a prompt of one token
+    forced_bos_token_id: int | None = field(
+        default=None, metadata=setting(checks.token_id, ids=checks.all_ids)
+    )
+    #: the last token where max_length is reached
+    forced_eos_token_id: int | list[int] | None = field(
+        default=None, metadata=setting(checks.one_or_many, ids=checks.all_ids)
+    )
+    #: (start, factor): EOS is favoured more and more behind ``start`` new tokens
+    exponential_decay_length_penalty: tuple[int, float] | None = field(
+        default=None, metadata=setting(checks.decay)
+    )
+    renormalize_logits: bool = field(default=False, metadata=setting(checks.flag))
+    #: NaN becomes 0, infinite the largest number, instead of an error
+    remove_invalid_values: bool = field(default=False, metadata=setting(checks.flag))
 
 
 # -- which tokens are sampled ---------------------------------------------------------------------
@@ -254,52 +313,6 @@ def remove_invalid_values(_ids: Tensor, scores: Tensor) -> Tensor:
 def renormalize(_ids: Tensor, scores: Tensor) -> Tensor:
     """Log-probabilities that sum to one again."""
     return scores.log_softmax(-1)
-
-
-# -- the caller's own -----------------------------------------------------------------------------
-
-
-def callers_processor(process: Callable[[Tensor, Tensor], Tensor]) -> OfRows:
-    """An element of the documented ``logits_processor`` list."""
-
-    def apply(given: Tensor, _ids: Tensor, scores: Tensor, _rows: Tensor | None) -> Tensor:
-        found = process(given, scores.clone())  # it may work in place
-        if not isinstance(found, Tensor) or found.shape != scores.shape:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ArgumentTypeError(
-                f"logits_processor: {process!r} must return scores of shape "
-                f"{tuple(scores.shape)}, not {shape}"
-            )
-        return found
-
-    return OfRows(apply)
-
-
-def prefix_allowed(allowed: Callable[[int, Tensor], Sequence[int]], num_beams: int) -> OfRows:
-    """The documented ``prefix_allowed_tokens_fn``: (prompt row, ids so far) -> what may come.
-
-    Where all that is allowed is hidden already (in all beams of a row), it is forced.
-    """
-
-    def apply(_given: Tensor, ids: Tensor, scores: Tensor, rows: Tensor | None) -> Tensor:
-        numbers = list(range(len(ids))) if rows is None else rows.tolist()
-        mask = torch.full_like(scores, -torch.inf)
-        for i, row in enumerate(numbers):
-            tokens = list(allowed(row, ids[i][ids[i] >= 0]))
-            if not tokens or not all(0 <= int(t) < scores.shape[-1] for t in tokens):
-                raise ArgumentError(
-                    f"prefix_allowed_tokens_fn must return ids from 0 to {scores.shape[-1] - 1}, "
-                    f"at least one; for batch row {row} it returned {tokens}"
-                )
-            mask[i, tokens] = 0.0
-        left = scores + mask
-        hopeless = left.amax(-1).isneginf()
-        if num_beams > 1:
-            hopeful = {row for row, h in zip(numbers, hopeless.tolist(), strict=True) if not h}
-            hopeless = hopeless.new_tensor([row not in hopeful for row in numbers])
-        return torch.where(hopeless[:, None], mask, left)
-
-    return OfRows(apply)
 
 
 # -- all of them ----------------------------------------------------------------------------------

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.generation.config import GenerationConfig
+from gpt2.generation.processors import ABSENT, NAMELESS
 from gpt2.modeling.cache import KVCache
-
-#: in the ids that processors see: no token, and a token that was given as an embedding
-ABSENT, NAMELESS = -1, -2
 
 
 class CausalLM(Protocol):

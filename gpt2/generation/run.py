@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import ArgumentError
+from gpt2.generation.callers import OfRows
 from gpt2.generation.config import GenerationConfig
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.outputs import Recorder
-from gpt2.generation.processors import OfRows, Processor
+from gpt2.generation.processors import Processor
 from gpt2.generation.prompt import CausalLM, Prompt
 from gpt2.generation.stopping import Stopping
 

@@ -22,7 +22,7 @@ from gpt2.errors import ArgumentError, ArgumentTypeError, SequenceLengthError
 from gpt2.generation.decoder import Decoder
 from gpt2.generation.drafting import Draft, LookupDraft, ModelDraft, Rows, padded
 from gpt2.generation.outputs import GenerateDecoderOnlyOutput
-from gpt2.generation.prompt import ABSENT
+from gpt2.generation.processors import ABSENT
 from gpt2.generation.run import Run
 from gpt2.modeling.cache import KVCache
 
