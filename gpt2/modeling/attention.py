@@ -17,7 +17,7 @@ from gpt2.modeling.backends import (
     attention_weights,
     get_backend,
 )
-from gpt2.modeling.cache import KeyValue, KVCache
+from gpt2.modeling.cache import KeyValue, KVCache, require_alike
 from gpt2.modeling.masks import Visibility, finite_bias
 from gpt2.modeling.segments import Segments
 
@@ -75,7 +75,7 @@ class GPT2Attention(nn.Module):
         """
         if self.is_cross_attention:
             q = self.split_heads(self.q_attn(hidden_states))
-            k, v = self._of_encoder(encoder_hidden_states, cache)  # (B, H, Se, Dh)
+            k, v = self._of_encoder(q, encoder_hidden_states, cache)  # (B, H, Se, Dh)
         else:
             q, k, v = map(self.split_heads, self.c_attn(hidden_states).chunk(3, dim=-1))
             if cache is not None:
@@ -103,16 +103,18 @@ class GPT2Attention(nn.Module):
             weights = None if weights is None else weights * head_mask.to(weights.dtype)
         return self.resid_dropout(self.c_proj(self.merge_heads(x))), weights
 
-    def _of_encoder(self, states: Tensor | None, cache: KVCache | None) -> KeyValue:
+    def _of_encoder(self, q: Tensor, states: Tensor | None, cache: KVCache | None) -> KeyValue:
         """Keys and values of the encoder's states, (B, H, Se, Dh) each, kept in the cache."""
         encoder = None if cache is None else cache.encoder
         held = None if encoder is None else encoder.at(self.layer_idx)
-        if held is None:
-            k, v = self.c_attn(states).chunk(2, dim=-1)
-            held = self.split_heads(k), self.split_heads(v)
-            if encoder is not None:
-                encoder.layers[self.layer_idx] = held
-        return held
+        if held is not None:
+            require_alike(self.layer_idx, held[0], q)
+            return held
+        k, v = self.c_attn(states).chunk(2, dim=-1)
+        computed = self.split_heads(k), self.split_heads(v)
+        if encoder is not None:
+            encoder.layers[self.layer_idx] = computed
+        return computed
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout_p: float

@@ -41,22 +41,6 @@ class Buffer:
             and start + columns <= self.keys.shape[2]
         )
 
-    def require_alike(self, layer: int, keys: Tensor) -> None:
-        """Refuse new keys of another batch, number of heads, head size, dtype or device."""
-        held = self.keys
-        if (held.shape[:2], held.shape[3]) != (keys.shape[:2], keys.shape[3]):
-            raise ArgumentError(
-                f"past_key_values: layer {layer} holds (batch, heads, length, head size) "
-                f"{tuple(held.shape)}, the model's new tokens {tuple(keys.shape)}"
-            )
-        # Under autocast the products see to a common dtype themselves.
-        mixed = held.dtype != keys.dtype and not torch.is_autocast_enabled(keys.device.type)
-        if mixed or held.device != keys.device:
-            raise ArgumentError(
-                f"past_key_values: layer {layer} is {held.dtype} on {held.device}, the model's "
-                f"new tokens are {keys.dtype} on {keys.device}; bring the cache to theirs"
-            )
-
 
 @dataclass(frozen=True)
 class EncoderColumns:
@@ -262,7 +246,7 @@ class KVCache:
         """Put (B, H, T, Dh) into the last T columns; returns all columns, (B, H, S, Dh) each."""
         buffer, start = self._buffers[layer], self.length - keys.shape[2]
         if buffer is not None:
-            buffer.require_alike(layer, keys)
+            require_alike(layer, buffer.keys, keys)
         past = None if buffer is None else (buffer.keys, buffer.values)
         tracked = (keys, *past) if past else (keys,)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tracked):
@@ -352,6 +336,25 @@ class KVCache:
                 f"crop: max_length must be from -{self.length} to {self.length}, not {max_length}"
             )
         return length
+
+
+def require_alike(layer: int, held: Tensor, new: Tensor) -> None:
+    """Refuse what is held for another batch, number of heads, head size, dtype or device.
+
+    ``held`` (B, H, S, Dh) is the cache's, ``new`` (B, H, T, Dh) of the tokens that read it.
+    """
+    if (held.shape[:2], held.shape[3]) != (new.shape[:2], new.shape[3]):
+        raise ArgumentError(
+            f"past_key_values: layer {layer} holds (batch, heads, length, head size) "
+            f"{tuple(held.shape)}, the model's new tokens {tuple(new.shape)}"
+        )
+    # Under autocast the products see to a common dtype themselves.
+    mixed = held.dtype != new.dtype and not torch.is_autocast_enabled(new.device.type)
+    if mixed or held.device != new.device:
+        raise ArgumentError(
+            f"past_key_values: layer {layer} is {held.dtype} on {held.device}, the model's "
+            f"new tokens are {new.dtype} on {new.device}; bring the cache to theirs"
+        )
 
 
 def is_frozen(tensor: Tensor) -> bool:

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError
 from gpt2.fieldchecks import check_whole
-from gpt2.modeling.cache import Buffer, EncoderColumns, KeyValue, KVCache, is_frozen
+from gpt2.modeling.cache import Buffer, EncoderColumns, KeyValue, KVCache, is_frozen, require_alike
 
 
 class StaticCache(KVCache):
@@ -107,7 +107,7 @@ class StaticCache(KVCache):
                 "past_key_values is a StaticCache, through which no gradient can flow; call the "
                 "model under torch.no_grad(), or use the growing cache (past_key_values=None)"
             )
-        buffer.require_alike(layer, keys)
+        require_alike(layer, buffer.keys, keys)
         buffer.keys.index_copy_(2, columns, keys)
         buffer.values.index_copy_(2, columns, values)
         if layer == len(self) - 1:  # not before, so that a pass that fails has not happened

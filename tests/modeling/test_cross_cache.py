@@ -243,6 +243,12 @@ KEYS, CROSS = torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 5, 8)
             "cross keys and values of all",
         ),
         (((KEYS, KEYS, CROSS[:1], CROSS[:1]),) * 2, ArgumentError, "cross keys have 1 rows.* 2"),
+        (((KEYS, KEYS, CROSS[:, :3], CROSS[:, :3]),) * 2, ArgumentError, r"holds .*\(2, 3, 5, 8\)"),
+        (
+            ((KEYS, KEYS, CROSS.half(), CROSS.half()),) * 2,
+            ArgumentError,
+            "layer 0 is torch.float16",
+        ),
     ],
 )
 def test_bad_tuples(model: GPT2LMHeadModel, past: Any, kind: type[Exception], words: str) -> None:
