@@ -1,18 +1,22 @@
 """Pickled files of tensors: the .bin of old, and what training programs save as .pt.
 
 torch's restricted unpickler reads them, which runs no code; there is no second try with fewer
-restrictions. Such a file is read whole: the peak is the file's tensors and one more.
+restrictions. Of a file in the present format (a zip archive whose members are not compressed) it
+reads only the structure; the tensors' bytes are then read from their places one by one, so that
+an optimizer's are never read at all. Any other file is read whole.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+import zipfile
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from gpt2.checkpoints.tensorfiles import Stored
+from gpt2.checkpoints.tensorfiles import DTYPES, Stored, read_into
 from gpt2.errors import FileAccessError, FileFormatError
 from gpt2.storage.impostors import HEAD_BYTES, impostor
 
@@ -37,18 +41,36 @@ class PickledFile:
     def __init__(self, path: Path) -> None:
         self.label = path.name
         self._path = path
-        content = _unpickle(path)
         self.container: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
-        if not all(isinstance(value, torch.Tensor) for value in content.values()):
-            content = self._opened(content)
-        self._tensors = _checked(content, path)
-        del content  # an optimizer's tensors are not held while the weights are read
+        self._handed_out: set[int] = set()
+        try:
+            self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error
+        try:
+            _refuse_impostors(self._file, path)
+            # Where each tensor's bytes are; empty where all of them are in memory.
+            self._places: dict[str, int] = {}
+            self._tensors: dict[str, torch.Tensor] = {}
+            spans = _stored_members(self._file)
+            if spans:
+                self._tensors = self._state_dict(_unpickle(self._file, path, "meta"))
+                self._places = _places(self._tensors, spans)
+            if not self._places:
+                self._tensors = self._state_dict(_unpickle(self._file, path, "cpu"))
+        except BaseException:
+            self._file.close()
+            raise
         self.entries: dict[str, Stored] = {
             name: Stored(tuple(tensor.shape), tensor.dtype)
             for name, tensor in self._tensors.items()
         }
-        self._handed_out: set[int] = set()
+
+    def _state_dict(self, content: dict[Any, Any]) -> dict[str, torch.Tensor]:
+        if not all(isinstance(value, torch.Tensor) for value in content.values()):
+            content = self._opened(content)
+        return _checked(content, self._path)
 
     def _opened(self, content: dict[Any, Any]) -> dict[Any, Any]:
         """The state dict in a container; what else is there is noted."""
@@ -69,32 +91,106 @@ class PickledFile:
         return inner
 
     def read(self, name: str, scratch: Scratch | None = None) -> tuple[torch.Tensor, bool]:
-        """The tensor ``name``, on the CPU. It can be had once: its memory is given away."""
-        tensor = self._tensors.pop(name).detach()
-        storage = tensor.untyped_storage()
-        # A tied or sliced tensor shares its memory, and is not the caller's to keep.
-        own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._handed_out
-        self._handed_out.add(storage.data_ptr())
-        return tensor, own
+        """The tensor ``name``, on the CPU, and whether its memory is the caller's to keep.
+
+        Of a file that was read whole, a tensor can be had once.
+        """
+        if not self._places:
+            tensor = self._tensors.pop(name).detach()
+            storage = tensor.untyped_storage()
+            # A tied or sliced tensor shares its memory, and is not the caller's to keep.
+            own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in self._handed_out
+            self._handed_out.add(storage.data_ptr())
+            return tensor, own
+        form = self._tensors[name]
+        # From its first element to its last, with what may lie between.
+        span = Stored((_length(form),), form.dtype)
+        if scratch is None:
+            flat = torch.empty(span.shape, dtype=span.dtype)
+        else:
+            flat = scratch.tensor(span)
+        read_into(flat, self._file, self._places[name], self._path, name)
+        return flat.as_strided(form.shape, form.stride()), scratch is None
 
     def close(self) -> None:
         self._tensors.clear()
+        self._file.close()
 
 
-def _unpickle(path: Path) -> dict[Any, Any]:
+def _refuse_impostors(file: BinaryIO, path: Path) -> None:
     try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
-            really = impostor(head)
-            if really:
-                raise FileFormatError(f"{path} is {really}")
-            if not head:
-                raise FileFormatError(f"{path} is empty. Download it again")
-            file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about storage classes that old files name
-                content = torch.load(file, map_location="cpu", weights_only=True)
-    except (FileFormatError, MemoryError):
+        head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise FileAccessError(f"cannot read {path}: {error.strerror or error}") from error
+    really = impostor(head)
+    if really:
+        raise FileFormatError(f"{path} is {really}")
+    if not head:
+        raise FileFormatError(f"{path} is empty. Download it again")
+
+
+def _stored_members(file: BinaryIO) -> dict[int, int]:
+    """First byte -> length of each member of the archive; empty if it is none, or not plain."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            order = next((m for m in members if m.filename.endswith("/byteorder")), None)
+            if (
+                any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members)
+                or sys.byteorder != "little"
+                or (
+                    order is not None and (order.file_size != 6 or archive.read(order) != b"little")
+                )
+            ):
+                return {}
+            spans = {}
+            for member in members:
+                file.seek(member.header_offset)
+                head = file.read(30)  # the local header's fixed part; name and extra follow it
+                sizes = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:], "little")
+                spans[member.header_offset + 30 + sum(sizes)] = member.file_size
+            return spans
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+        return {}  # torch will say what it is
+
+
+def _places(tensors: Mapping[str, torch.Tensor], spans: Mapping[int, int]) -> dict[str, int]:
+    """The first byte of each tensor in the file; empty where one of them cannot be told.
+
+    torch notes where a storage's bytes are when it loads a file to the meta device. The note
+    counts only where the archive has a member of that size there.
+    """
+    places = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        begin = getattr(storage, "_checkpoint_offset", None)
+        skipped = tensor.storage_offset() * tensor.element_size()
+        if (
+            not isinstance(begin, int)
+            or spans.get(begin) != storage.nbytes()
+            or skipped + _length(tensor) * tensor.element_size() > storage.nbytes()
+            or tensor.dtype not in DTYPES
+            or tensor.is_neg()
+        ):
+            return {}
+        places[name] = begin + int(skipped)
+    return places
+
+
+def _length(tensor: torch.Tensor) -> int:
+    """How many elements of its storage a tensor spans."""
+    if tensor.numel() == 0:
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _unpickle(file: BinaryIO, path: Path, device: str) -> dict[Any, Any]:
+    try:
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about storage classes that old files name
+            content = torch.load(file, map_location=device, weights_only=True)
+    except MemoryError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:

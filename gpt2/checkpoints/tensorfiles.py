@@ -43,6 +43,8 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES = frozenset(_DTYPE_NAMES)
+"""The dtypes of numbers that files may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +147,7 @@ class SafetensorsFile:
             tensor = torch.empty(stored.shape, dtype=stored.dtype)
         else:
             tensor = scratch.tensor(stored)
-        view = _bytes_of(tensor)
-        try:
-            self._file.seek(self._offsets[name])
-            while view.nbytes:
-                count = self._file.readinto(view)  # type: ignore[attr-defined]
-                if not count:
-                    raise FileFormatError(
-                        f"{self._path} ended inside the tensor {name!r}: it was changed while "
-                        "it was being read; load it again"
-                    )
-                view = view[count:]
-        except OSError as error:
-            if isinstance(error, FileFormatError):
-                raise
-            raise FileAccessError(f"cannot read {self._path}: {error}") from error
+        read_into(tensor, self._file, self._offsets[name], self._path, name)
         return _little_endian(tensor), scratch is None
 
     def close(self) -> None:
@@ -303,6 +291,30 @@ def write_safetensors(
                 file.write(_bytes_of(_little_endian(tensor.detach().cpu().contiguous())))
     except OSError as error:
         raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_into(tensor: torch.Tensor, file: BinaryIO, position: int, path: Path, name: str) -> None:
+    """Fill a contiguous tensor with the bytes of an unbuffered file from ``position`` on.
+
+    Raises:
+        FileFormatError: the file ends before.
+        FileAccessError: it cannot be read.
+    """
+    view = _bytes_of(tensor)
+    try:
+        file.seek(position)
+        while view.nbytes:
+            count = file.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise FileFormatError(
+                    f"{path} ended inside the tensor {name!r}: it was changed while it was "
+                    "being read; load it again"
+                )
+            view = view[count:]
+    except OSError as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileAccessError(f"cannot read {path}: {error}") from error
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

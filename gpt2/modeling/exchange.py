@@ -220,20 +220,28 @@ class FileExchange(Trainable):
         ignore_mismatched_sizes: bool = False,
         allow_missing: Sequence[str] = (),
         allow_unexpected: Sequence[str] = (),
-        **where: Any,
+        cache_dir: Path_ | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
     ) -> LoadReport:
         """Give this model, which may be on the meta device, the weights of a repository or a file.
 
         The config stays this model's. ``device`` and ``dtype`` are this model's unless told; in
-        place of "meta", torch's default device. ``where``: cache_dir, force_download,
-        local_files_only, token. The other arguments and the errors are from_pretrained's; after
-        an error the model is as it was.
+        place of "meta", torch's default device. The other arguments and the errors are
+        from_pretrained's; after an error the model is as it was.
         """
         parameter = next(self.parameters())
         if device is None and not parameter.is_meta:
             device = parameter.device
         repository, file = open_checkpoint(
-            name_or_path, revision=revision, subfolder=subfolder, **where
+            name_or_path,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
         )
         with WeightFiles(
             repository, variant=variant, use_safetensors=use_safetensors, file=file

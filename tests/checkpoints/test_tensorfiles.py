@@ -342,10 +342,11 @@ def test_bin_of_every_age(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "pytorch_model.bin"
     tensors = {"a": torch.randn(3, 4), "b": torch.nn.Parameter(torch.randn(2).half())}
     torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
-    file = PickledFile(path)
-    assert file.entries == {"a": Stored((3, 4), torch.float32), "b": Stored((2,), torch.float16)}
-    for name, tensor in tensors.items():
-        read, own = file.read(name)
-        assert own
-        assert not read.requires_grad
-        assert torch.equal(read, tensor)
+    with closing(PickledFile(path)) as file:
+        entries = {"a": Stored((3, 4), torch.float32), "b": Stored((2,), torch.float16)}
+        assert file.entries == entries
+        for name, tensor in tensors.items():
+            read, own = file.read(name)
+            assert own
+            assert not read.requires_grad
+            assert torch.equal(read, tensor)
