@@ -171,10 +171,13 @@ def assert_same_under_controls(pairs: Pairs, seed: int, **arguments: Any) -> Non
     theirs = told.sequences
     count("settings of generate")
     count("ids compared", theirs.numel())
+    count("settings of generate that differ", 0)
+    count("rows parted by a tie", 0)
     for name in {*CONTROLS, *SAMPLING} & set(arguments):
         count(f"settings with {name}")
     if ours.shape == theirs.shape and torch.equal(ours, theirs):
         return
+    count("settings of generate that differ")
     shown = {k: v for k, v in arguments.items() if k not in ("attention_mask", "use_cache")}
     message = f"{shown}: ours {ours.tolist()}, theirs {theirs.tolist()}"
     assert ours.shape == theirs.shape, message
@@ -185,6 +188,7 @@ def assert_same_under_controls(pairs: Pairs, seed: int, **arguments: Any) -> Non
         best, second = told.scores[first - width][row].topk(2).values.tolist()
         assert best - second <= TIE * max(abs(best), 1.0), message
         count("rows parted by a tie")
+    count("settings of generate that differ", -1)  # in nothing but ties
 
 
 @RULES_OF_5
