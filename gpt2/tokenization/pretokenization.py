@@ -46,15 +46,23 @@ def _word_pattern() -> re.Pattern[str]:
     letter, number, space = (
         _set_members(_ranges(name)) for name in ("LETTERS", "NUMBERS", "WHITE_SPACE")
     )
-    # Possessive quantifiers (++) never give back what they took: a long word costs one pass.
     return re.compile(
-        "'(?:[sdmt]|ll|ve|re)"
-        f"| ?[{letter}]++"
-        f"| ?[{number}]++"
-        f"| ?[^{letter}{number}{space}]++"
+        f"{_words_of(f'[{letter}]')}"
+        "|'(?:[sdmt]|ll|ve|re)"
+        f"|{_words_of(f'[{number}]')}"
+        f"|{_words_of(f'[^{letter}{number}{space}]')}"
         f"|[{space}]+(?![^{space}])"
         f"|[{space}]"
     )
+
+
+def _words_of(members: str) -> str:
+    """An optional space and some of the members.
+
+    Spelt out, since `re` passes over a choice whose first character does not fit at once. A
+    possessive quantifier (++) never gives back what it took: a long word costs one pass.
+    """
+    return f" {members}++|{members}++"
 
 
 @cache

@@ -156,6 +156,13 @@ class Vocabulary:
         Raises:
             IndexError, OverflowError, TypeError: something in ``ids`` is no id of this vocabulary.
         """
+        # Some thousands at a time, so that all that is made on the way stays in the cache.
+        parts = [
+            self._characters_of(ids[at : at + 4096], skipped) for at in range(0, len(ids), 4096)
+        ]
+        return "".join(parts).encode("latin-1")
+
+    def _characters_of(self, ids: list[int], skipped: AbstractSet[int]) -> str:
         # Whole passes in C, the cheapest for each check; a number past the end fails by itself.
         if list(map(type, ids)).count(int) != len(ids):
             raise TypeError("an id is an int")
@@ -163,7 +170,7 @@ class Vocabulary:
         if skipped:
             ids = list(filterfalse(skipped.__contains__, ids))
         # itemgetter, asked for a single one, gives no tuple: so one more is asked for.
-        return "".join(itemgetter(0, *ids)(self._token_latin)[1:]).encode("latin-1") if ids else b""
+        return "".join(itemgetter(0, *ids)(self._token_latin)[1:]) if ids else ""
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
