@@ -170,27 +170,41 @@ class Vocabulary:
         if skipped:
             ids = list(filterfalse(skipped.__contains__, ids))
         # itemgetter, asked for a single one, gives no tuple: so one more is asked for.
-        return "".join(itemgetter(0, *ids)(self._token_latin)[1:]) if ids else ""
+        return "".join(itemgetter(0, *ids)(self._spelt.as_latin)[1:]) if ids else ""
 
-    @cached_property
+    @property
     def token_bytes(self) -> list[bytes]:
         """id -> the bytes that it stands for in text."""
-        added = self.added
-        return [
-            added[id_].content.encode("utf-8", "surrogatepass") if id_ in added else to_bytes(token)
-            for id_, token in enumerate(self.tokens)
-        ]
-
-    @cached_property
-    def _token_latin(self) -> list[str]:
-        """`token_bytes` as text, one character per byte: strings are joined twice as fast."""
-        return [data.decode("latin-1") for data in self.token_bytes]
+        return self._spelt.as_bytes
 
     def _index_added(self) -> None:
         self._added_ids = {token.content: id_ for id_, token in self.added.items()}
         self.finder = AddedTokens(self.added)
-        self.__dict__.pop("token_bytes", None)
-        self.__dict__.pop("_token_latin", None)
+        self._spelt = _Spelt(self.tokens, self.added)
+
+
+class _Spelt:
+    """What each id stands for, worked out when first asked for.
+
+    An object of its own, so that a thread that is still at work on it when tokens are added
+    finishes it for nobody, and does not put it in place of the new one.
+    """
+
+    def __init__(self, tokens: list[str], added: dict[int, AddedToken]) -> None:
+        self._tokens, self._added = tokens, added
+
+    @cached_property
+    def as_bytes(self) -> list[bytes]:
+        added = self._added
+        return [
+            added[id_].content.encode("utf-8", "surrogatepass") if id_ in added else to_bytes(token)
+            for id_, token in enumerate(self._tokens)
+        ]
+
+    @cached_property
+    def as_latin(self) -> list[str]:
+        """One character per byte: strings are joined twice as fast as bytes."""
+        return [data.decode("latin-1") for data in self.as_bytes]
 
 
 def _byte_ids(vocab: dict[str, int]) -> list[int]:

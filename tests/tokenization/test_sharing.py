@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gpt2 import BatchEncoding, GPT2Tokenizer
-from gpt2.tokenization import words
+from gpt2.tokenization import vocabulary, words
 from gpt2.tokenization.added import AddedToken
 
 TEXTS = [f"The fox's hat {n}, é<|endoftext|>" for n in range(40)]
@@ -50,6 +50,22 @@ def test_threads_share_one_tokenizer(
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(tokenizer.encode, texts)) == expected
         assert list(pool.map(tokenizer.decode, expected)) == texts
+
+
+def test_tokens_added_while_another_thread_makes_the_table_of_bytes(
+    tokenizer: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other thread's turn, here between two entries of the table, must not leave it stale."""
+    plain = vocabulary.to_bytes
+
+    def interrupted(token: str) -> bytes:
+        monkeypatch.setattr(vocabulary, "to_bytes", plain)
+        tokenizer.add_tokens(["<new>"])
+        return plain(token)
+
+    monkeypatch.setattr(vocabulary, "to_bytes", interrupted)
+    assert tokenizer.decode(tokenizer.encode("the hat")) == "the hat"
+    assert tokenizer.decode(tokenizer.encode("the <new> hat")) == "the <new> hat"
 
 
 def test_a_pickle_does_not_tell_what_was_done_before(tokenizer: GPT2Tokenizer) -> None:
