@@ -12,14 +12,13 @@ from gpt2.checkpoints.configs import read_config
 from gpt2.checkpoints.layouts import core_name, unwrapped
 from gpt2.checkpoints.load import TensorReader
 from gpt2.checkpoints.match import Match
-from gpt2.checkpoints.weightfiles import WeightFiles
+from gpt2.checkpoints.weightfiles import WeightFiles, open_checkpoint
 from gpt2.errors import GPT2Error, StateDictError
 from gpt2.modeling.classifiers import (
     GPT2ForQuestionAnswering,
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
 )
-from gpt2.modeling.exchange import open_checkpoint
 from gpt2.modeling.heads import GPT2DoubleHeadsModel, GPT2LMHeadModel
 from gpt2.modeling.transformer import GPT2Model
 from gpt2.tokenization.tokenizer import GPT2Tokenizer

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gpt2.checkpoints.pickledfiles import PickledFile
 from gpt2.checkpoints.tensorfiles import SafetensorsFile
 from gpt2.errors import ArgumentError, FileAccessError, FileFormatError
+from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gpt2.checkpoints.tensorfiles import TensorSource
     from gpt2.storage.hub import Repository
 
@@ -83,6 +84,16 @@ def weight_file_patterns(variant: str | None = None) -> tuple[str, ...]:
             *kind.indexes(variant),
         )
     )
+
+
+def open_checkpoint(
+    name_or_path: str | os.PathLike[str], **where: Any
+) -> tuple[Repository, str | None]:
+    """The repository of that name or path, or that of one weight file, and then its name."""
+    path = Path(name_or_path) if isinstance(name_or_path, str | os.PathLike) else None
+    if path is not None and "\0" not in str(path) and path.is_file():
+        return open_repository(path.parent, **where), path.name
+    return open_repository(name_or_path, **where), None
 
 
 class WeightFiles:

@@ -19,13 +19,13 @@ from gpt2.checkpoints.load import Dtype, load_tensors
 from gpt2.checkpoints.match import Rules
 from gpt2.checkpoints.report import LoadReport
 from gpt2.checkpoints.save import superseded_files, write_model
-from gpt2.checkpoints.weightfiles import WeightFiles, weight_file_patterns
+from gpt2.checkpoints.weightfiles import WeightFiles, open_checkpoint, weight_file_patterns
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
 from gpt2.modeling.target import chosen_device, chosen_dtype
 from gpt2.modeling.trainable import Trainable
 from gpt2.storage.atomic import staged_directory
-from gpt2.storage.hub import Repository, open_repository
+from gpt2.storage.hub import Repository
 from gpt2.storage.upload import upload_directory
 
 Path_ = str | os.PathLike[str]
@@ -442,14 +442,6 @@ class FileExchange(Trainable):
 
     def _write_extras(self, stage: Path) -> None:
         """Write what else belongs to this class into the staged directory."""
-
-
-def open_checkpoint(name_or_path: Path_, **where: Any) -> tuple[Repository, str | None]:
-    """The repository of that name or path, or that of one weight file, and then its name."""
-    path = Path(name_or_path) if isinstance(name_or_path, str | os.PathLike) else None
-    if path is not None and "\0" not in str(path) and path.is_file():
-        return open_repository(path.parent, **where), path.name
-    return open_repository(name_or_path, **where), None
 
 
 def _patterns(argument: str, value: Sequence[str]) -> Sequence[str]:
