@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 from gpt2.errors import ArgumentError, BackendError, SequenceLengthError
@@ -162,6 +163,31 @@ def test_nothing_moves() -> None:
         assert cache.position.data_ptr() == position
     assert cache.length == cache.get_seq_length() == int(cache.position) == 12
     assert cache.get_max_cache_shape() == cache.get_max_length() == 16
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the host asks the device for a number."""
+
+    times = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.times += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mask", [None, LEFT], ids=["real", "padded"])
+def test_a_step_without_checks_waits_for_nothing(mask: Tensor | None) -> None:
+    model = tiny_model()
+    cache = static(model)
+    model(IDS[:, :5], cache, mask)
+    with Waits() as waits:
+        model(IDS[:, 5:6], cache, check_inputs=False)
+    assert waits.times == 0
+    with waits:
+        assert cache.length == 6
+    assert waits.times == 1
 
 
 @pytest.mark.parametrize("length", [6, -2])
