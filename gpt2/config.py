@@ -170,11 +170,13 @@ class GPT2Config:
             self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
         labels = {_whole(k, "id2label"): v for k, v in self.id2label.items()}
         object.__setattr__(self, "id2label", labels)
+        label: Any
         for i, label in labels.items():
             if isinstance(label, list | dict):
                 raise ConfigError(f"id2label must name each label; {i} is {label!r:.200}")
         if self.label2id is None:
             self.label2id = {label: i for i, label in labels.items()}
+        heads: Any
         for layer, heads in self.pruned_heads.items():
             if not isinstance(heads, list | tuple | set) or {type(h) for h in heads} - {int}:
                 raise ConfigError(
