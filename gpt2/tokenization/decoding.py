@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-from gpt2.errors import unknown_argument
+from gpt2.errors import ArgumentTypeError, unknown_argument
 from gpt2.tokenization.byte_alphabet import to_bytes
 from gpt2.tokenization.lookup import TokenLookup
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # English spacing that word-level tokenizers leave behind, and what it is cleaned up to.
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
@@ -72,10 +70,19 @@ class TokenDecoder(TokenLookup):
         clean_up_tokenization_spaces: bool | None = None,
         **unknown: Any,
     ) -> list[str]:
-        """`decode` of each row of a list, tensor or array (B, T)."""
+        """`decode` of each row of a list, tensor or array (B, T).
+
+        Raises:
+            TokenIdError: an id that the vocabulary does not have.
+            ArgumentTypeError: no batch of ids; an unknown argument.
+        """
         for name in unknown:
             raise unknown_argument("GPT2Tokenizer.batch_decode", name, _ARGUMENTS)
         rows = sequences.tolist() if hasattr(sequences, "tolist") else sequences
+        if isinstance(rows, str) or not isinstance(rows, Iterable):
+            raise ArgumentTypeError(
+                f"sequences must be the ids of several texts, not {sequences!r:.200}"
+            )
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
@@ -84,7 +91,11 @@ class TokenDecoder(TokenLookup):
         >>> tokenizer.convert_tokens_to_string(["Hello", "Ġworld"])
         'Hello world'
         """
-        return b"".join(map(to_bytes, tokens)).decode("utf-8", self.errors)
+        spelt = [tokens] if isinstance(tokens, str) else list(tokens)
+        for token in spelt:
+            if not isinstance(token, str):
+                raise ArgumentTypeError(f"a token must be text, not {token!r:.200}")
+        return b"".join(map(to_bytes, spelt)).decode("utf-8", self.errors)
 
 
 def _clean_up(text: str) -> str:

@@ -127,9 +127,12 @@ class TokenLookup:
 
         Raises:
             ArgumentError: a token that is not known where there is no unk_token.
+            ArgumentTypeError: a token is no text.
         """
-        if not isinstance(tokens, str):
+        if isinstance(tokens, list | tuple):
             return [self.convert_tokens_to_ids(token) for token in tokens]
+        if not isinstance(tokens, str):
+            raise ArgumentTypeError(f"a token must be text, not {tokens!r:.200}")
         id_ = self._vocabulary.id_of(tokens)
         if id_ is None:
             id_ = self.unk_token_id

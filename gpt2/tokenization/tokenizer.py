@@ -37,7 +37,9 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
     [18435, 995]
 
     Special and added tokens are kept whole wherever they stand in a text (the longest, where
-    several could start). Safe to share between threads, and picklable.
+    several could start). Safe to share between threads, and picklable: equal tokenizers have equal
+    pickles, whatever they were used for. Words that were met are remembered, 131 072 at most: 22 MB
+    of English ones, never more than 80 MB.
 
     Args:
         vocab_file: vocab.json, or its content (token -> id).

@@ -320,6 +320,19 @@ def test_decode_takes_no_unknown_argument(tokenizer: GPT2Tokenizer) -> None:
         tokenizer.encode("the", add_special_token=True)
 
 
+def test_what_are_no_tokens(tokenizer: GPT2Tokenizer) -> None:
+    wrong: Any
+    for wrong in (None, 3, ["the", 3]):
+        with pytest.raises(ArgumentTypeError, match=r"a token must be text, not (None|3)"):
+            tokenizer.convert_tokens_to_ids(wrong)
+    with pytest.raises(ArgumentTypeError, match="a token must be text, not 3"):
+        tokenizer.convert_tokens_to_string(["the", 3])  # type: ignore[list-item]
+    assert tokenizer.convert_tokens_to_string("Ġé") == "Ġé".replace("Ġ", " ").replace("é", "\ufffd")
+    for wrong in (3, "the", torch.tensor(3)):
+        with pytest.raises(ArgumentTypeError, match="sequences must be the ids of several texts"):
+            tokenizer.batch_decode(wrong)
+
+
 def test_bytes_that_are_no_text(tokenizer: GPT2Tokenizer) -> None:
     half = tokenizer.encode("é")[:1]
     assert tokenizer.decode([*half, *tokenizer.encode("the")]) == "\ufffdthe"
