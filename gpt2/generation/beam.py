@@ -293,15 +293,23 @@ class Search:
 
         ``scores`` (B · num_beams, V): the log-probabilities after the processors.
         """
-        self.run.recorder.add(self.run.decoder, self.logits, scores)
         closed = torch.stack([pool.closed for pool in pools]).all(0)  # (B,)
+        facts = torch.stack([closed, self.wrong(scores, pools)])
+        over, wrong = facts.tolist()  # the step's one synchronisation
+        self.record(scores, wrong, step)
+        return not all(over)
+
+    def wrong(self, scores: Tensor, pools: list[Finished]) -> Tensor:
+        """(B,) bool: rows for whose beams no token can be chosen from ``scores``."""
         empty = ~torch.stack([pool.ended.any(-1) for pool in pools]).any(0)
         broken = self.run.broken(self.logits, scores).view(-1, self.beams)
-        wrong = scores.isnan().any(-1).view_as(broken).any(-1) | (broken.all(-1) & empty)
-        over, *bad = torch.cat([closed.all()[None], wrong]).tolist()  # the one synchronisation
-        if any(bad):
-            raise self.run.refuse_broken(self.logits[bad.index(1) * self.beams], step)
-        return not over
+        return scores.isnan().any(-1).view_as(broken).any(-1) | (broken.all(-1) & empty)
+
+    def record(self, scores: Tensor, wrong: list[bool], step: int) -> None:
+        """Record the step; ArgumentError where a row is ``wrong``."""
+        if any(wrong):
+            raise self.run.refuse_broken(self.logits[wrong.index(True) * self.beams], step)
+        self.run.recorder.add(self.run.decoder, self.logits, scores)
 
     def feed(self, running: Beams, step: int) -> None:
         """The model's next step behind ``running``, num_beams for each row."""

@@ -47,7 +47,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
     "sampled beams": {"num_beams": 3, "do_sample": True},
     "diverse beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    "constrained beams": {"num_beams": 3, "force_words_ids": [[5, 6]]},
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "sampled prompt lookup": {"prompt_lookup_num_tokens": 3, "do_sample": True},
 }  # fmt: skip
 READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 
