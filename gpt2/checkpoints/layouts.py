@@ -199,9 +199,7 @@ _WRAPPERS = re.compile(
 
 def unwrapped(name: str) -> str:
     """The name without what wrappers put into it, wherever and however often."""
-    while (shorter := _WRAPPERS.sub("", name)) != name:
-        name = shorter
-    return name
+    return _WRAPPERS.sub("", name)
 
 
 _NUMBERED = re.compile(r"([a-z]+)\.(0|[1-9][0-9]{0,5})\.(.+)", re.DOTALL)
