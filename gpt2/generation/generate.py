@@ -132,20 +132,32 @@ def generate(
 def _settings(
     model: CausalLM, generation_config: GenerationConfig | None, settings: dict[str, Any]
 ) -> GenerationConfig:
+    """The settings of a call, over those of its config, or of the model's own.
+
+    The model's own special tokens are for whoever names none; outside of the
+    vocabulary, where a small model's config may leave them, they are none.
+    """
     own = model.generation_config
-    if generation_config is None:
-        return own.replaced(**settings)
-    if not isinstance(generation_config, GenerationConfig):
+    base = own if generation_config is None else generation_config
+    if not isinstance(base, GenerationConfig):
         raise ArgumentTypeError(
-            f"generation_config must be a GenerationConfig, not {type(generation_config).__name__}"
+            f"generation_config must be a GenerationConfig, not {type(base).__name__}"
         )
-    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    missing = {n: getattr(own, n) for n in tokens if getattr(generation_config, n) is None}
-    config = generation_config.replaced(**{**missing, **settings})
-    for message in generation_config.void():
+    unsaid = {}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if base is own or getattr(base, name) is None:
+            unsaid[name] = _within(getattr(own, name), model.config.vocab_size)
+    config = base.replaced(**{**unsaid, **settings})
+    for message in base.void() if base is not own else ():
         if message in config.void():
             raise ArgumentError(f"generation_config: {message}")
     return config
+
+
+def _within(tokens: int | list[int] | None, vocab_size: int) -> int | list[int] | None:
+    if isinstance(tokens, list):
+        return [token for token in tokens if token < vocab_size]
+    return tokens if tokens is None or tokens < vocab_size else None
 
 
 def _mode(config: GenerationConfig, assistant: CausalLM | None, streamer: Streamer | None) -> str:

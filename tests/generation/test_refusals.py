@@ -15,8 +15,9 @@ from gpt2.errors import (
     SequenceLengthError,
     TokenIdError,
 )
+from gpt2.modeling.static_cache import StaticCache
 from tests.generation.test_config import IMPOSSIBLE
-from tests.helpers import tiny_model
+from tests.helpers import tiny_config, tiny_model
 
 IDS = torch.randint(0, 97, (3, 5), generator=torch.Generator().manual_seed(1))
 EMBEDS = torch.zeros(3, 5, 32)
@@ -70,6 +71,7 @@ CASES: list[tuple[dict[str, Any], type[GPT2Error], str]] = [
     ({"logits_processor": [1]}, ArgumentTypeError, "logits_processor must be .* it has 1"),
     ({"stopping_criteria": 1}, ArgumentTypeError, "stopping_criteria must be a list"),
     ({"past_key_values": 3}, ArgumentTypeError, "past_key_values"),
+    ({"past_key_values": StaticCache(tiny_config(), 3, 9)}, ArgumentError, "is a StaticCache"),
     ({"seed": [1, 2, True], "do_sample": True}, ArgumentError, "seed .* True"),
     ({"seed": [1, 2, 3], "do_sample": True, "num_return_sequences": 2}, ArgumentError,
      r"returned row \(6\)"),
@@ -112,6 +114,21 @@ def test_a_given_config_may_be_completed_by_the_call() -> None:
     model.generate(IDS, config, do_sample=True)
     model.generation_config.temperature = 0.5  # the model's own is for later calls
     model.generate(IDS, max_new_tokens=2)
+
+
+def test_a_small_models_own_special_tokens_may_be_beyond_it() -> None:
+    """GPT2Config's defaults are 50256, also where vocab_size is 97; nobody has asked for them."""
+    model = tiny_model(bos_token_id=50256, eos_token_id=[50256, 5])
+    model.generation_config.pad_token_id = 50257
+    for settings in ({}, {"min_new_tokens": 2}, {"num_beams": 2}, {"max_length": 8}):
+        found = model.generate(IDS, **settings)
+        assert int(found.max()) < 97
+    with pytest.raises(TokenIdError, match="eos_token_id has the id 50256"):
+        model.generate(IDS, eos_token_id=50256)
+    with pytest.raises(TokenIdError, match="pad_token_id has the id 50257"):
+        model.generate(IDS, GenerationConfig(pad_token_id=50257))
+    with pytest.raises(ArgumentError, match="needs bos_token_id, and none is set"):
+        model.generate()
 
 
 METHODS: tuple[dict[str, Any], ...] = (
