@@ -183,6 +183,17 @@ def test_the_activation_is_said_and_can_be_overridden(
     assert all(note in caplog.messages[0] for note in said)
 
 
+def test_nanogpt_of_before_flash_attention_has_masks_too(tmp_path: Path) -> None:
+    """Its model_args tell it from minGPT."""
+    made = tiny_model(activation_function="gelu")
+    content = foreign.nanogpt(made)
+    content["model"] |= {k: v for k, v in foreign.mingpt(made).items() if k.endswith("attn.bias")}
+    model, report = load(save(tmp_path, content))
+    assert report.layout == "nanogpt"
+    assert len(report.ignored) == 2
+    assert torch.equal(model(IDS).logits, made(IDS).logits)
+
+
 def test_a_padded_vocabulary_is_kept_and_said(tmp_path: Path) -> None:
     made = tiny_model(vocab_size=50304, n_embd=8, n_head=2, n_layer=1, activation_function="gelu")
     path = save(tmp_path, foreign.nanogpt(made))
