@@ -47,7 +47,8 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
     power of length_penalty; ``scores`` and ``logits`` n tensors (K, V),
     ``scores`` log-probabilities after the processors; ``beam_indices`` (R, n):
     the running beam that each token came from, −1 behind the end;
-    ``attentions`` and ``hidden_states`` as without beams, with K rows.
+    ``attentions`` and ``hidden_states`` as without beams, with K rows;
+    ``past_key_values`` the cache of the beams that ran last, K rows.
     """
 
     sequences: Tensor

@@ -50,11 +50,6 @@ class Prompt:
         return self._given.shape[1]
 
     @property
-    def length(self) -> int:
-        """Real tokens of the longest row."""
-        return max(self.lengths)
-
-    @property
     def device(self) -> torch.device:
         return self._given.device
 
