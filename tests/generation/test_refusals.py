@@ -149,6 +149,16 @@ def test_scores_that_leave_no_token_are_refused(method: dict[str, Any]) -> None:
         model.generate(IDS, logits_processor=[broken], **method)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_logits_that_are_no_numbers_are_refused(method: dict[str, Any], value: float) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[5, 3] = value
+    with pytest.raises(ArgumentError, match="logits are NaN or infinite at new token 0"):
+        model.generate(IDS, **method)
+
+
 def test_invalid_values_may_be_removed() -> None:
     model = tiny_model()
     embeds = model.get_input_embeddings()(IDS).detach()
