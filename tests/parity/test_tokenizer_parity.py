@@ -376,6 +376,30 @@ def test_what_is_saved_loads_in_transformers_with_the_same_ids(
         assert [back.encode(text) for text in texts] == [mine.encode(text) for text in texts]
 
 
+@pytest.mark.parametrize("settings", [{}, {"add_prefix_space": True}, {"add_bos_token": True}])
+def test_what_is_saved_loads_in_tokenizers_with_the_same_ids(
+    tmp_path: Path, settings: dict[str, bool]
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    mine = GPT2Tokenizer.from_pretrained(VOCAB, **settings)
+    vocab, merges = mine.save_vocabulary(tmp_path)
+    by_parts = tokenizers.ByteLevelBPETokenizer.from_file(
+        vocab, merges, add_prefix_space=mine.add_prefix_space
+    )
+    added_to(mine, AddedToken)
+    mine.save_pretrained(tmp_path)
+    whole = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rng = random.Random(17)
+    for _ in range(500):
+        text = random_text(rng).replace(END, "")
+        alone = mine.encode(text, special_text="plain", add_special_tokens=False)
+        assert by_parts.encode(text).ids == alone, repr(text)
+        text += rng.choice(["<pad>", "<new><er>", " <left>", "<right> ", f"{END}x", "word"])
+        encoding = whole.encode(text)
+        assert encoding.ids == mine.encode(text), repr(text)
+        assert whole.decode(encoding.ids, skip_special_tokens=False) == mine.decode(encoding.ids)
+
+
 def test_the_slow_class_of_transformers_4_loads_it_too(ours: GPT2Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     if transformers_version() > 4:
