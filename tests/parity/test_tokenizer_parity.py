@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt2 import GPT2Tokenizer
@@ -208,7 +208,12 @@ HYPOTHESIS_TEXTS = st.one_of(
 
 
 def test_texts_of_hypothesis(ours: GPT2Tokenizer, references: dict[str, EncodeAll]) -> None:
-    @settings(max_examples=500, deadline=None, database=None)
+    @settings(
+        max_examples=500,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
     @given(st.lists(HYPOTHESIS_TEXTS, min_size=20, max_size=40))
     def check(texts: list[str]) -> None:
         compare_all(ours, references, texts, "generated texts")
