@@ -118,10 +118,12 @@ class Match:
             "the model has no place for them; load with the checkpoint's own class and config, or "
             "name them in allow_unexpected=[...]"
         )
+        if unexpected:
+            advice = self._block_counts() or advice
         if not self.found:
             advice = "no stored name fits, so these are not GPT-2 weights in a layout known here"
         return [
-            *listed("unexpected", unexpected, self._block_counts() or advice),
+            *listed("unexpected", unexpected, advice),
             *listed("stored twice", twice, "keep one of each"),
         ]
 
@@ -162,8 +164,10 @@ class Match:
                 missing.append(f"{name!r} {sized(shape)}")
         self._add_records(self.report.missing_keys, "newly initialised", "nothing is stored for it")
         advice = "the checkpoint is incomplete, or of another architecture or head"
+        if missing:
+            advice = self._block_counts() or advice
         return [
-            *listed("missing", missing, self._block_counts() or advice),
+            *listed("missing", missing, advice),
             *listed("stored in part", partial, "the other parts are missing"),
         ]
 
