@@ -57,6 +57,10 @@ class StreamTimeoutError(GPT2Error, TimeoutError, queue.Empty):
     """No text came from the generating thread in the time that was given."""
 
 
+class DistributedError(GPT2Error, RuntimeError):
+    """Another process of a distributed run failed in a step that all of them take together."""
+
+
 class StateDictError(GPT2Error, RuntimeError):
     """Tensors do not fit the model: missing, unexpected, misshapen or contradictory keys."""
 
