@@ -364,6 +364,12 @@ class FileExchange(Trainable):
             torch_dtype=str(next(self.parameters()).dtype).removeprefix("torch."),
         )
         tensors = dict(self.state_dict() if state_dict is None else state_dict)
+        for name, tensor in tensors.items():
+            if hasattr(tensor, "full_tensor"):  # a DTensor, of which this process has a part
+                raise ArgumentError(
+                    f"{name} is spread over processes; save the model with "
+                    "gpt2.training.sharded.export_pretrained, on all of them"
+                )
         if state_dict is not None and config.tie_word_embeddings:
             for name in self.tied_weights:
                 tensors.pop(name, None)

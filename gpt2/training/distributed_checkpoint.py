@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,7 @@ def load_checkpoint(
         key: goal.detach() if order is None else torch.empty_like(goal.detach())
         for key, (goal, order) in goals.items()
     }
-    together(lambda: load(state, checkpoint_id=path, no_dist=not dist.is_initialized()))
+    together(lambda: _with_torch(load, state, path))
     with torch.no_grad():
         for key, (goal, order) in goals.items():
             if order is not None:
@@ -193,9 +195,18 @@ def _told(stage: Path | None) -> Path:
 
 
 def _write(stage: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    save(tensors, checkpoint_id=stage, no_dist=not dist.is_initialized())
+    _with_torch(save, tensors, stage)
     if not dist.is_initialized() or dist.get_rank() == 0:
         write_json(stage / _RUN, content)
+
+
+def _with_torch(action: Callable[..., Any], tensors: dict[str, Tensor], path: Path) -> None:
+    """torch's ``save`` or ``load``, without its warning that there is one process: so it is."""
+    alone = not dist.is_initialized()
+    with warnings.catch_warnings():
+        if alone:
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        action(tensors, checkpoint_id=path, no_dist=alone)
 
 
 def _read_run(
