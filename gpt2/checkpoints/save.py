@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WEIGHT_FILE_PATTERNS",
+    "fitting_tensors",
     "superseded_files",
     "weight_file_patterns",
     "write_checkpoint",
@@ -49,6 +50,39 @@ def superseded_files(layout: str, variant: str | None) -> list[str]:
     """
     file = layout_to_write(layout).file
     return [CONFIG_NAME, *weight_file_patterns(variant), *([file] if file else [])]
+
+
+def fitting_tensors(
+    given: Mapping[str, torch.Tensor],
+    whole: Mapping[str, torch.Tensor],
+    tied: Mapping[str, str],
+) -> dict[str, torch.Tensor]:
+    """A caller's ``given`` weights without those that are ``tied`` to another of them.
+
+    ``whole``: a tensor of the right shape for each name of the model. Raises StateDictError where
+    a name is missing or unexpected, a shape is wrong, or a tied pair differs: what is saved loads.
+    """
+    kept = {n: t for n, t in given.items() if n not in tied or tied[n] not in given}
+    for name in given.keys() - kept.keys():
+        twin = given[tied[name]]
+        if twin is not given[name] and not (
+            twin.shape == given[name].shape
+            and torch.allclose(twin, given[name].to(twin), rtol=0, atol=0, equal_nan=True)
+        ):
+            raise StateDictError(
+                f"state_dict: {name} and {tied[name]} differ, but config.tie_word_embeddings makes "
+                "them one; drop one of them, or set tie_word_embeddings=False"
+            )
+    for name in whole.keys() | kept.keys():
+        if name not in kept or name not in whole:
+            fault = "is missing" if name in whole else "is no weight of this model"
+            raise StateDictError(f"state_dict: {name} {fault}; give all of the model's weights")
+        if kept[name].shape != whole[name].shape:
+            raise StateDictError(
+                f"state_dict: {name} has shape {tuple(kept[name].shape)}; the model's has "
+                f"{tuple(whole[name].shape)}"
+            )
+    return kept
 
 
 def write_model(

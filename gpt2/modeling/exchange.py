@@ -18,7 +18,7 @@ from gpt2.checkpoints.configs import read_config
 from gpt2.checkpoints.load import Dtype, load_tensors
 from gpt2.checkpoints.match import Rules
 from gpt2.checkpoints.report import LoadReport
-from gpt2.checkpoints.save import superseded_files, write_model
+from gpt2.checkpoints.save import fitting_tensors, superseded_files, write_model
 from gpt2.checkpoints.weightfiles import WeightFiles, open_checkpoint, weight_file_patterns
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
@@ -342,6 +342,7 @@ class FileExchange(Trainable):
         is_main_process: bool = True,
         tokenizer: SavedBeside | None = None,
         layout: str = "huggingface",
+        **unknown: Any,
     ) -> None:
         """Write config, weights, generation settings and, if given, the tokenizer.
 
@@ -350,13 +351,16 @@ class FileExchange(Trainable):
         transformers loads; "nanogpt" or "mingpt", one pickled file (ckpt.pt,
         model.pt) whatever ``safe_serialization`` says; or "opt". A model that
         the layout's program could not compute is refused. ``state_dict``:
-        weights to write in place of the model's own. ``max_shard_size``: bytes,
-        or "200MB". ``is_main_process=False`` writes nothing, for all ranks but
-        one.
+        weights to write in place of the model's own, all of them.
+        ``max_shard_size``: bytes, or "200MB". ``is_main_process=False`` writes
+        nothing, for all ranks but one.
 
         Raises ArgumentError, ConfigError, StateDictError, and FileAccessError
         where the disk refuses.
         """
+        for name in unknown:
+            known = set(inspect.signature(self.save_pretrained).parameters) - {"unknown"}
+            raise unknown_argument(f"{type(self).__name__}.save_pretrained", name, known)
         if not is_main_process:
             return
         config = self.config.replaced(
@@ -370,9 +374,10 @@ class FileExchange(Trainable):
                     f"{name} is spread over processes; save the model with "
                     "gpt2.training.sharded.export_pretrained, on all of them"
                 )
-        if state_dict is not None and config.tie_word_embeddings:
-            for name in self.tied_weights:
-                tensors.pop(name, None)
+        if state_dict is not None:
+            tied = self.tied_weights if config.tie_word_embeddings else {}
+            whole = type(self).from_config(config, device="meta").state_dict()
+            tensors = fitting_tensors(tensors, whole, tied)
         replaces = [*superseded_files(layout, variant), *self._extra_files()]
         if tokenizer is not None:
             _check_tokenizer(tokenizer, config)

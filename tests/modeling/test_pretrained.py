@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpt2 import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2Model
+from gpt2.checkpoints.save import write_checkpoint
 from gpt2.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -287,12 +288,32 @@ def test_weights_that_do_not_fit_are_named(
     damage(weights)
     with pytest.raises(StateDictError) as caught:
         load(saved, state_dict=weights)
-    tiny_model().save_pretrained(saved, state_dict=weights)
+    with pytest.raises(StateDictError, match=r"^state_dict: "):
+        tiny_model().save_pretrained(saved, state_dict=weights)
+    write_checkpoint(saved, weights)
     with pytest.raises(StateDictError) as from_file:
         load(saved)
     for part in parts:
         assert part in str(caught.value)
         assert part in str(from_file.value)
+
+
+def test_a_state_dict_to_save_may_name_the_tied_head_but_not_contradict_it(tmp_path: Path) -> None:
+    model = tiny_model()
+    table = model.transformer.wte.weight.detach()
+    weights = {**model.state_dict(), "lm_head.weight": table.clone()}
+    model.save_pretrained(tmp_path / "same", state_dict=weights)
+    assert torch.equal(load(tmp_path / "same")(IDS).logits, model(IDS).logits)
+    weights["lm_head.weight"] += 1
+    with pytest.raises(StateDictError, match=r"lm_head\.weight and .*wte\.weight differ"):
+        model.save_pretrained(tmp_path / "other", state_dict=weights)
+    assert not (tmp_path / "other").exists()
+
+
+def test_save_pretrained_names_an_argument_that_it_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"save_pretrained has no argument 'max_shard'"):
+        tiny_model().save_pretrained(tmp_path / "model", max_shard="1GB")
+    assert not (tmp_path / "model").exists()
 
 
 def test_state_dict_replaces_the_files(saved: Path) -> None:
