@@ -141,7 +141,9 @@ def _settings(
     base = own if generation_config is None else generation_config
     if not isinstance(base, GenerationConfig):
         raise ArgumentTypeError(
-            f"generation_config must be a GenerationConfig, not {type(base).__name__}"
+            f"generation_config must be a gpt2.GenerationConfig, not "
+            f"{type(base).__module__}.{type(base).__qualname__}; gpt2.GenerationConfig.from_dict "
+            "takes the settings of another library's"
         )
     unsaid = {}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from gpt2.config import GPT2Config
@@ -96,6 +97,7 @@ class GPT2LMHeadModel(GenerativeModel):
         if labels is not None:
             require_ids("labels", labels, token_shape(input_ids, inputs_embeds))
             checks.ids_in_range("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
+        _check_keep(logits_to_keep, input_ids, inputs_embeds, checks)
         core = self.transformer(
             input_ids,
             past_key_values,
@@ -204,6 +206,7 @@ class GPT2DoubleHeadsModel(GenerativeModel):
                 )
             require_ids("mc_labels", mc_labels, shape[:-2])
             checks.ids_in_range("mc_labels", mc_labels, shape[-2], ignore=IGNORE_INDEX)
+        _check_keep(logits_to_keep, input_ids, inputs_embeds, checks)
         core = self.transformer(
             input_ids,
             past_key_values,
@@ -279,6 +282,28 @@ def _loss_and_logits(
         num_items_in_batch=num_items_in_batch,
     )
     return loss, _keep(logits, logits_to_keep)
+
+
+def _check_keep(
+    which: int | Tensor,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    checks: ValueChecks,
+) -> None:
+    """Refuse indices in ``logits_to_keep`` that the input does not have; −1 is the last one."""
+    if not isinstance(which, Tensor) or which.dtype == torch.bool:
+        return
+    require_ids("logits_to_keep", which)
+    length = token_shape(input_ids, inputs_embeds)[-1]
+    first = 0 if which.dim() == 2 else -length
+    device = input_ids.device if input_ids is not None else inputs_embeds.device  # type: ignore[union-attr]
+    checks.refuse(
+        lambda: ((which < first) | (which >= length)).any().to(device),
+        lambda: ArgumentError(
+            f"logits_to_keep has an index outside {first} … {length - 1}: the input has {length} "
+            f"positions; found {int(which.min())} … {int(which.max())}"
+        ),
+    )
 
 
 def _keep(x: Tensor, which: int | Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt2.errors import ArgumentError
+from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.modeling.inputs import IGNORE_INDEX
 
 # float32 numbers that a chunk of the logits may have: 32 MB, small beside any real logits
@@ -191,11 +191,15 @@ def averaged(total: Tensor, count: int | Tensor, num_items_in_batch: int | Tenso
     """``total`` over the number of terms, or over ``num_items_in_batch`` where that is given.
 
     The latter makes micro-batches add up to one batch. Nothing to count gives
-    0. Raises ArgumentError for a negative number.
+    0. Raises ArgumentError for a negative number, ArgumentTypeError for what is none.
     """
     count = count if num_items_in_batch is None else num_items_in_batch
     if isinstance(count, Tensor):
         return total / count.to(total.device).clamp(min=1)
+    if not hasattr(count, "__float__"):
+        raise ArgumentTypeError(
+            f"num_items_in_batch must be a number or a tensor of one, not {type(count).__name__}"
+        )
     if count < 0:
         raise ArgumentError(f"num_items_in_batch must be at least 0, not {count}")
     return total / max(1, count)

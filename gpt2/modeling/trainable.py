@@ -34,6 +34,12 @@ class Trainable(Surgery):
     supports_gradient_checkpointing: ClassVar[bool] = True
     _input_grads: RemovableHandle | None = None
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The core without its head, as documented; of GPT2Model the model itself."""
+        core: nn.Module = getattr(self, self.base_model_prefix, self)
+        return core
+
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters; a tied one counts once.
 

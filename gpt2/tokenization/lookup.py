@@ -215,6 +215,11 @@ class TokenLookup:
         Raises:
             ArgumentError: a role that does not exist, or a token that is none.
         """
+        if not isinstance(special_tokens_dict, Mapping):
+            raise ArgumentTypeError(
+                "special_tokens_dict must map roles to tokens, as in {'pad_token': '<pad>'}; it is "
+                f"a {type(special_tokens_dict).__name__}"
+            )
         roles: dict[str, AddedToken] = {}
         additional: list[AddedToken] | None = None
         for role, value in special_tokens_dict.items():

@@ -78,6 +78,8 @@ CASES: list[tuple[dict[str, Any], type[GPT2Error], str]] = [
     ({"seed": [1], "do_sample": True, "num_beams": 2}, ArgumentError, r"row of the prompt \(3\)"),
     ({"encoder_outputs": 3}, ArgumentTypeError, "no argument 'encoder_outputs'"),
     # a config whose settings are void in itself
+    ({"generation_config": {"top_k": 5}}, ArgumentTypeError,
+     r"generation_config must be a gpt2\.GenerationConfig, not builtins\.dict"),
     ({"generation_config": GenerationConfig(temperature=0.5)}, ArgumentError,
      r"generation_config: temperature=0\.5 has no effect without do_sample=True"),
     ({"input_ids": IDS[:, :0]}, ArgumentError, r"input_ids has shape \(3, 0\)"),

@@ -193,6 +193,21 @@ BAD_LABELS: dict[str, tuple[dict[str, Any], type[GPT2Error], list[str]]] = {
         ["num_items_in_batch", "-3"],
     ),
     "negative logits_to_keep": ({"logits_to_keep": -2}, ArgumentError, ["logits_to_keep", "-2"]),
+    "logits_to_keep behind the end": (
+        {"logits_to_keep": torch.tensor([0, 5])},
+        ArgumentError,
+        ["logits_to_keep", "-5 … 4", "found 0 … 5"],
+    ),
+    "logits_to_keep before the start": (
+        {"logits_to_keep": torch.tensor([[0], [-1]])},
+        ArgumentError,
+        ["logits_to_keep", "0 … 4", "found -1 … 0"],
+    ),
+    "logits_to_keep as floats": (
+        {"logits_to_keep": torch.tensor([1.0])},
+        ArgumentTypeError,
+        ["logits_to_keep", "float32"],
+    ),
     "logits_to_keep as text": ({"logits_to_keep": "1"}, ArgumentTypeError, ["logits_to_keep"]),
 }
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.errors import ArgumentError
+from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.modeling import losses
 from gpt2.modeling.losses import causal_lm_loss, next_token_targets, summed_cross_entropy
 from tests.helpers import assert_close, relative_error, tiny_model
@@ -162,3 +162,5 @@ def test_micro_batches_add_up_to_one_batch(count: type) -> None:
 def test_negative_counts_are_refused() -> None:
     with pytest.raises(ArgumentError, match="num_items_in_batch must be at least 0, not -1"):
         causal_lm_loss(LOGITS, LABELS, num_items_in_batch=-1)
+    with pytest.raises(ArgumentTypeError, match=r"num_items_in_batch must be a number .*not str"):
+        causal_lm_loss(LOGITS, LABELS, num_items_in_batch="3")  # type: ignore[arg-type]

@@ -78,6 +78,12 @@ def test_what_is_no_config_is_refused() -> None:
         GPT2Model(config)
 
 
+def test_base_model_is_the_core() -> None:
+    model = tiny_model()
+    assert model.base_model is model.transformer
+    assert model.transformer.base_model is model.transformer
+
+
 def test_num_parameters_counts_a_tied_weight_once() -> None:
     model = GPT2LMHeadModel(tiny_config())
     count = 97 * 32 + 32 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32

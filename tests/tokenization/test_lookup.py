@@ -164,3 +164,8 @@ def test_unmarked_tokens_win_over_normalized_ones() -> None:
 
 def test_tokens_are_text_not_patterns() -> None:
     assert split("a.b*c", AddedToken(".b*")) == ["a", 0, "c"]
+
+
+def test_special_tokens_come_with_their_roles(tokenizer: GPT2Tokenizer) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"must map roles to tokens.*it is a list"):
+        tokenizer.add_special_tokens(["<pad>"])  # type: ignore[arg-type]
