@@ -129,7 +129,9 @@ class GPT2Model(GPT2PreTrainedModel):
         ``input_ids`` (B, T), or ``inputs_embeds`` (B, T, D); more leading
         dimensions are kept. ``attention_mask`` (B, S) with 1 at real tokens
         (cached ones included), or (B|1, 1|H, T, S), bool or additive, taken as
-        it is. ``position_ids`` (B|1, T) are otherwise counted from the mask.
+        it is: that says who sees whom, not which tokens are padding, so that
+        positions, losses and poolings take every token as real.
+        ``position_ids`` (B|1, T) are otherwise counted from the mask.
         ``token_type_ids`` (B, T) are embedded with the tokens' own table.
         ``head_mask`` (H,) or (L, H). ``encoder_hidden_states`` (B, Se, D) and
         ``encoder_attention_mask`` (B, Se) need add_cross_attention. Their keys
