@@ -1,0 +1,137 @@
+"""The task examples run, end with a figure beside its baseline, and save what they trained."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import gpt2
+
+TASKS = Path(__file__).resolve().parents[2] / "examples" / "tasks"
+RUNS = [
+    ("probe_features.py", "GPT2Model", "features"),
+    ("learn_quizzes.py", "GPT2LMHeadModel", "quizzes"),
+    ("choose_endings.py", "GPT2DoubleHeadsModel", "endings"),
+    ("answer_questions.py", "GPT2ForQuestionAnswering", "answers"),
+    ("classify_stories.py", "GPT2ForSequenceClassification", "mood"),
+    ("classify_stories.py --topics", "GPT2ForSequenceClassification", "topics"),
+    ("tag_words.py", "GPT2ForTokenClassification", "tags"),
+]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TASKS / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(("command", "name", "task"), RUNS, ids=[task for *_, task in RUNS])
+def test_a_task_trains_measures_and_saves(
+    tmp_path: Path, command: str, name: str, task: str
+) -> None:
+    done = run(*command.split(), "--quick", "--save", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        rf"{task}: held-out accuracy [\d.]+%, baseline [\d.]+% \(.+\), \d+ s, torch \S+",
+        done.stdout.splitlines()[-1],
+    )
+    assert re.search(r"\] step 3/3  loss \d+\.\d+  accuracy [\d.]+%  0:00 left", done.stderr)
+    model = getattr(gpt2, name).from_pretrained(tmp_path / "out")
+    tokenizer = gpt2.GPT2Tokenizer.from_pretrained(tmp_path / "out")
+    assert model.config.vocab_size == len(tokenizer)
+    assert (tokenizer.cls_token is not None) == (task == "endings")
+
+
+def test_every_class_has_its_example_and_all_runs_them() -> None:
+    lines = (TASKS / "all.py").read_text()
+    for command, name, _ in RUNS:
+        script = command.split()[0]
+        assert f"{name}.from_pretrained(" in (TASKS / script).read_text()
+        assert f'"{script}"' in lines
+
+
+def test_options_that_cannot_be_are_refused() -> None:
+    for option, value in (("--steps", "0"), ("--seed", "-1")):
+        done = run("tag_words.py", option, value)
+        assert done.returncode == 2
+        assert f"argument {option}: must be" in done.stderr
+
+
+# The parts ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict[str, ModuleType]:
+    names = ("finetuning", "choose_endings", "answer_questions", "tag_words", "learn_quizzes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TASKS.parent))
+        patch.syspath_prepend(str(TASKS))
+        return {name: __import__(name) for name in names}
+
+
+def test_batches_have_each_story_once_and_little_padding(modules: dict[str, ModuleType]) -> None:
+    finetuning = modules["finetuning"]
+    stories = list(finetuning.held_out_stories(70))
+    batches = list(finetuning.batches(stories, 8))
+    assert sorted(len(batch) for batch in batches) == [6, *[8] * 8]
+    assert sorted(s.text for batch in batches for s in batch) == sorted(s.text for s in stories)
+
+    def padded(groups: list[list[finetuning.Story]]) -> int:
+        return sum(max(len(s.text) for s in g) * len(g) for g in groups)
+
+    assert padded(batches) < padded([stories[i : i + 8] for i in range(0, 70, 8)])
+
+
+def test_majority(modules: dict[str, ModuleType]) -> None:
+    assert modules["finetuning"].majority(["a", "b", "a", "c"]) == 0.5
+
+
+def test_the_best_span_is_not_backwards_and_not_long(modules: dict[str, ModuleType]) -> None:
+    qa = modules["answer_questions"]
+    start, end = torch.zeros(2, 30), torch.zeros(2, 30)
+    start[0, 20], end[0, 10], end[0, 22] = 5.0, 9.0, 1.0  # the best end lies before the start
+    start[1, 3], end[1, 25], end[1, 4] = 5.0, 4.0, 3.0  # … and here too far behind it
+    spans = qa.best_spans(start, end)
+    assert spans[1] == [3, 4]
+    first, last = spans[0]
+    assert 0 <= last - first < qa.LONGEST
+    assert spans[0] == [10, 10] or first <= 10 == last
+
+
+def test_tags_stand_at_the_last_token_of_each_word(modules: dict[str, ModuleType]) -> None:
+    finetuning, tagging = modules["finetuning"], modules["tag_words"]
+    tokenizer = gpt2.GPT2Tokenizer.from_pretrained(
+        finetuning.CHECKPOINT, add_bos_token=True, add_prefix_space=True
+    )
+    story = next(finetuning.held_out_stories(1))
+    inputs = tokenizer(
+        [story.words], is_split_into_words=True, padding="max_length", max_length=250
+    )
+    labels = tagging.labels_of(inputs, 0, story)
+    assert [tagging.TAGS[label] for label in labels if label != -100] == list(story.tags)
+    columns = [column for column, label in enumerate(labels) if label != -100]
+    ids, start = inputs["input_ids"][0], 1
+    for column, word in zip(columns, story.words, strict=True):
+        assert tokenizer.decode(ids[start : column + 1]) == f" {word}"
+        start = column + 1
+
+
+def test_the_truth_is_what_the_endings_differ_in(modules: dict[str, ModuleType]) -> None:
+    endings = modules["choose_endings"]
+    for story in modules["finetuning"].held_out_stories(50):
+        words = endings.truth(story)
+        assert words.startswith(" ")
+        assert words in f" {story.right_ending}"
+        assert words not in f" {story.wrong_ending}".rstrip(".?") or len(words.split()) == 1
+    places = [endings.place_of_right_ending(s) for s in modules["finetuning"].held_out_stories(200)]
+    assert 70 < sum(places) < 130
