@@ -53,7 +53,10 @@ def parallelize(
 
     ``tensor_parallel``: over the dimension "tp", each rank has its heads, inner
     features and tokens; all ranks of a group must get the same batch. Rows of
-    c_attn are then in another order; `gpt2.training.sharded` undoes it.
+    c_attn are then in another order; `gpt2.training.sharded` undoes it. Logits
+    are gathered for the caller, which return_logits=False spares. Seed the ranks
+    of a group alike: their dropout must be the same (so heads at the same place
+    of two ranks share their attention dropout).
     ``fully_shard``: FSDP2 over the dimension "dp"; each rank has its part of
     every parameter, gradient and optimizer state. True, or a
     MixedPrecisionPolicy. Gradients are averaged over "dp": where ranks have
