@@ -126,12 +126,7 @@ def test_tags_stand_at_the_last_token_of_each_word(modules: dict[str, ModuleType
         start = column + 1
 
 
-def test_the_truth_is_what_the_endings_differ_in(modules: dict[str, ModuleType]) -> None:
+def test_the_right_ending_stands_in_either_place(modules: dict[str, ModuleType]) -> None:
     endings = modules["choose_endings"]
-    for story in modules["finetuning"].held_out_stories(50):
-        words = endings.truth(story)
-        assert words.startswith(" ")
-        assert words in f" {story.right_ending}"
-        assert words not in f" {story.wrong_ending}".rstrip(".?") or len(words.split()) == 1
     places = [endings.place_of_right_ending(s) for s in modules["finetuning"].held_out_stories(200)]
     assert 70 < sum(places) < 130
