@@ -37,6 +37,13 @@ METHODS: dict[str, Callable[[Run], GenerateOutput]] = {
     "assisted": assisted_decoding,
 }
 
+#: arguments of forward that generate does not take -> why, and what to do
+_OF_FORWARD = {
+    "token_type_ids": "those of new tokens are unknown; leave it out, or decode with forward",
+    "position_ids": "positions follow from attention_mask; leave it out, or decode with forward",
+    "head_mask": "silence heads for good with prune_heads, or decode with forward",
+}
+
 
 @torch.no_grad()
 def generate(
@@ -65,6 +72,11 @@ def generate(
     """Continue each row of the prompt; see GenerativeModel.generate."""
     if inputs is not None and input_ids is not None:
         raise ArgumentTypeError("inputs and input_ids are one argument; both were given")
+    for name, advice in _OF_FORWARD.items():
+        if settings.pop(name, None) is not None:
+            raise ArgumentTypeError(
+                f"{name} is an argument of forward that generate does not take: {advice}"
+            )
     if synced_gpus:
         raise ArgumentError("synced_gpus=True cannot be honoured: rows end where they end")
     config = _settings(model, generation_config, settings)

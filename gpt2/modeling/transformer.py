@@ -186,8 +186,8 @@ class GPT2Model(GPT2PreTrainedModel):
         if recompute is not None and (keep_cache or past is not None):
             raise ArgumentError(
                 "a cache cannot be read or kept while gradient checkpointing computes blocks "
-                "twice; leave out use_cache and past_key_values, or call "
-                "gradient_checkpointing_disable()"
+                "twice; to generate, call model.eval() first; to train, leave out use_cache and "
+                "past_key_values, or call gradient_checkpointing_disable()"
             )
         keep_states = _choose(output_hidden_states, self.config.output_hidden_states)
         cache = None

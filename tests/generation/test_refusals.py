@@ -32,6 +32,10 @@ CASES: list[tuple[dict[str, Any], type[GPT2Error], str]] = [
     ({"assistant_model": "own", "long_context": "slide"}, ArgumentError, "assistant_model .*slide"),
     ({"assistant_model": "own", "prompt_lookup_num_tokens": 3}, ArgumentError, "assistant_model"),
     ({"assistant_model": 3}, ArgumentTypeError, "assistant_model must be"),
+    # arguments of forward
+    ({"token_type_ids": IDS}, ArgumentTypeError, "token_type_ids is an argument of forward"),
+    ({"position_ids": IDS}, ArgumentTypeError, "position_ids is .* attention_mask"),
+    ({"head_mask": torch.ones(2, 4)}, ArgumentTypeError, "head_mask is .* prune_heads"),
     # lengths that cannot be
     ({"max_length": 8, "min_new_tokens": 4}, ArgumentError, "min_new_tokens=4 .* room for 3"),
     ({"max_new_tokens": 3, "min_length": 9}, ArgumentError, "min_length=9 .* room for 3"),
@@ -171,3 +175,12 @@ def test_invalid_values_may_be_removed() -> None:
     assert found[0].tolist() == [0, 0, 0]
     clean = model.generate(IDS, max_new_tokens=3, eos_token_id=None)
     assert torch.equal(found[1:], clean[1:, 5:])
+
+
+def test_a_model_that_recomputes_its_blocks_is_to_be_put_into_eval_mode() -> None:
+    model = tiny_model()
+    model.gradient_checkpointing_enable()
+    model.train()
+    with pytest.raises(ArgumentError, match=r"model\.eval\(\)"):
+        model.generate(IDS, max_new_tokens=2)
+    assert model.eval().generate(IDS, max_new_tokens=2).shape == (3, 7)
