@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import math
 import os
@@ -220,6 +221,11 @@ class GPT2Config:
     def _attn_implementation(self) -> str:  # the name under which transformers' users look it up
         return self.attn_implementation
 
+    @property
+    def use_return_dict(self) -> bool:
+        """``return_dict``, under another documented name."""
+        return self.return_dict
+
     # -- sizes that follow from the fields ----------------------------------------------------
 
     @property
@@ -308,9 +314,24 @@ class GPT2Config:
         }
         return copy.deepcopy({**self.extra, "model_type": self.model_type, **plain})
 
-    def to_json_string(self) -> str:
-        """The config as the text of a config.json, keys sorted."""
-        return json.dumps(_json_ready(self.to_dict()), indent=2, sort_keys=True) + "\n"
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What of `to_dict` differs from the defaults, and model_type."""
+        usual = type(self)().to_dict()
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name == "model_type" or name not in usual or value != usual[name]
+        }
+
+    def to_json_string(self, use_diff: bool = False) -> str:
+        """The text of a config.json, keys sorted; of `to_diff_dict` if ``use_diff``."""
+        plain = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(_json_ready(plain), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = False) -> None:
+        """Write what `to_json_string` has into a file."""
+        plain = self.to_diff_dict() if use_diff else self.to_dict()
+        write_json(Path(json_file_path), _json_ready(plain), sort_keys=True)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **overrides: Any) -> Self:
@@ -346,6 +367,12 @@ class GPT2Config:
             else:
                 extra[key] = copy.deepcopy(value)
         return cls(**values, extra=extra).replaced(**overrides)
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Change the given fields in place, all of them or, after an error of `replaced`, none."""
+        if not isinstance(config_dict, dict):
+            raise ArgumentTypeError(f"config_dict must be a dict, not {type(config_dict).__name__}")
+        self.__dict__.update(vars(self.replaced(**config_dict)))
 
     def replaced(self, **changes: Any) -> Self:
         """A copy with the given fields (or their aliases, or num_labels) changed, and checked.
@@ -400,6 +427,16 @@ class GPT2Config:
             subfolder=subfolder,
         )
         return cls.from_json_file(repository.require(CONFIG_NAME), **overrides)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **arguments: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of a repository's config.json, and the arguments that say not where it is."""
+        names = set(inspect.signature(open_repository).parameters)
+        where = {name: arguments.pop(name) for name in names & arguments.keys()}
+        repository = open_repository(pretrained_model_name_or_path, **where)
+        return read_json_object(repository.require(CONFIG_NAME)), arguments
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str], **overrides: Any) -> Self:

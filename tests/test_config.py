@@ -315,3 +315,42 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         GPT2Config.from_pretrained(tmp_path)
     with pytest.raises(FileAccessError, match="absent"):
         GPT2Config.from_json_file(tmp_path / "absent")
+
+
+# -- the reference's further methods ------------------------------------------------------------
+
+
+def test_update_changes_all_or_nothing() -> None:
+    config = tiny_config()
+    config.update({"n_layer": 3, "hidden_size": 64})
+    assert (config.n_layer, config.n_embd) == (3, 64)
+    with pytest.raises(ConfigError, match="n_embd"):
+        config.update({"n_layer": 5, "n_embd": 63})
+    with pytest.raises(ArgumentTypeError, match="did you mean 'n_layer'"):
+        config.update({"n_layr": 5})
+    with pytest.raises(ArgumentTypeError, match="config_dict must be a dict, not list"):
+        config.update([("n_layer", 5)])  # type: ignore[arg-type]
+    assert (config.n_layer, config.n_embd) == (3, 64)
+
+
+def test_the_difference_from_the_defaults(tmp_path: Path) -> None:
+    config = GPT2Config(n_layer=3, extra={"mine": 1})
+    assert config.to_diff_dict() == {"model_type": "gpt2", "n_layer": 3, "mine": 1}
+    assert json.loads(config.to_json_string(use_diff=True)) == config.to_diff_dict()
+    config.to_json_file(tmp_path / "full.json")
+    config.to_json_file(tmp_path / "diff.json", use_diff=True)
+    assert json.loads((tmp_path / "diff.json").read_text()) == config.to_diff_dict()
+    for name in ("full.json", "diff.json"):
+        assert GPT2Config.from_json_file(tmp_path / name) == config
+
+
+def test_use_return_dict_is_return_dict() -> None:
+    assert GPT2Config().use_return_dict is True
+    assert GPT2Config(return_dict=False).use_return_dict is False
+
+
+def test_the_content_of_a_config_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"n_layer": 3, "mine": 1}')
+    content, unused = GPT2Config.get_config_dict(tmp_path, revision="main", n_head=2)
+    assert content == {"n_layer": 3, "mine": 1}
+    assert unused == {"n_head": 2}
