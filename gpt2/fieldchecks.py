@@ -42,6 +42,17 @@ def check_choice(error: ErrorClass, name: str, value: Any, choices: tuple[str, .
         raise error(f"{name} is {value!r}; it may be {', '.join(choices)}{hint}")
 
 
+def take_no_ops(arguments: dict[str, Any], advice: dict[str, str]) -> None:
+    """Take documented arguments out of ``arguments`` that may only be False, which does nothing.
+
+    ``advice``: name -> what to do where it was given another value; ArgumentError says it.
+    """
+    for name, instead in advice.items():
+        value = arguments.pop(name, False)
+        if value is not None and value is not False:
+            raise ArgumentError(f"{name}={value!r:.200} cannot be honoured: {instead}")
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is an int or a float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)

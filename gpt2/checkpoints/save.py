@@ -143,9 +143,11 @@ def check_layout_holds(layout: Layout, config: GPT2Config) -> None:
     for name, allowed in layout.fixed.items():
         value = getattr(config, name)
         if value not in allowed:
+            # A dropout acts in training alone: without it the model computes the same.
+            first = f"set model.config.{name} = {allowed[0]!r}, or " if "pdrop" in name else ""
             raise ConfigError(
                 f"{name} is {value!r}, but the layout {layout.name!r} can only hold models with "
-                f"{' or '.join(map(repr, allowed))}; save in the layout 'huggingface'"
+                f"{' or '.join(map(repr, allowed))}; {first}save in the layout 'huggingface'"
             )
     if layout.file is not None and config.n_inner not in (None, 4 * config.n_embd):
         raise ConfigError(

@@ -22,6 +22,7 @@ from gpt2.checkpoints.save import fitting_tensors, superseded_files, write_model
 from gpt2.checkpoints.weightfiles import WeightFiles, open_checkpoint, weight_file_patterns
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
+from gpt2.fieldchecks import take_no_ops
 from gpt2.modeling.target import chosen_device, chosen_dtype
 from gpt2.modeling.trainable import Trainable
 from gpt2.storage.atomic import staged_directory
@@ -29,6 +30,13 @@ from gpt2.storage.hub import Repository
 from gpt2.storage.upload import upload_directory
 
 Path_ = str | os.PathLike[str]
+
+#: documented arguments of from_pretrained that may be False, which does nothing -> what else to do
+_NO_OPS = {
+    "trust_remote_code": "no code of a repository is ever run; leave it out",
+    "from_tf": "TensorFlow's files are not read; convert them to safetensors with transformers",
+    "from_flax": "Flax's files are not read; convert them to safetensors with transformers",
+}
 
 
 class SavedBeside(Protocol):
@@ -45,6 +53,11 @@ class SavedBeside(Protocol):
 class FileExchange(Trainable):
     """Loading and saving, for GPT2PreTrainedModel."""
 
+    #: the config's class, and the first argument of forward, as documented
+    config_class: ClassVar[type[GPT2Config]] = GPT2Config
+    main_input_name: ClassVar[str] = "input_ids"
+    #: what from_pretrained was given
+    name_or_path: str = ""
     #: tied name -> the name that is stored; only while config.tie_word_embeddings
     tied_weights: ClassVar[Mapping[str, str]] = {}
     #: patterns of own parameters that a checkpoint may lack; they are initialised then
@@ -152,7 +165,8 @@ class FileExchange(Trainable):
         ``device_map`` for those used to it: one device, or "auto" (the best one).
         ``state_dict``: weights to take in place of the files'.
         ``low_cpu_mem_usage`` is accepted and always true: each weight is
-        allocated once. ``output_loading_info``: return (model, info) with the
+        allocated once; ``trust_remote_code``, ``from_tf`` and ``from_flax`` may be False,
+        which is always true too. ``output_loading_info``: return (model, info) with the
         lists missing_keys, unexpected_keys, mismatched_keys and error_msgs;
         ``return_report``: return (model, LoadReport), which has every tensor.
 
@@ -162,6 +176,7 @@ class FileExchange(Trainable):
         out. Also raises ArgumentError, ArgumentTypeError, ConfigError,
         FileAccessError, HubError and FileFormatError.
         """
+        take_no_ops(overrides, _NO_OPS)
         if output_loading_info and return_report:
             raise ArgumentError("give output_loading_info or return_report, not both")
         wanted_dtype = chosen_dtype(dtype, torch_dtype)
@@ -196,6 +211,7 @@ class FileExchange(Trainable):
                 notes,
             )
         model._read_extras(repository)
+        model.name_or_path = os.fspath(pretrained_model_name_or_path)
         model.eval()
         if return_report:
             return model, report
@@ -378,6 +394,8 @@ class FileExchange(Trainable):
             tied = self.tied_weights if config.tie_word_embeddings else {}
             whole = type(self).from_config(config, device="meta").state_dict()
             tensors = fitting_tensors(tensors, whole, tied)
+            written = (t.dtype for t in tensors.values() if t.is_floating_point())
+            config = config.replaced(torch_dtype=next(written, config.torch_dtype))
         replaces = [*superseded_files(layout, variant), *self._extra_files()]
         if tokenizer is not None:
             _check_tokenizer(tokenizer, config)

@@ -84,7 +84,8 @@ class GPT2LMHeadModel(GenerativeModel):
         ``labels`` (B, T) are the input ids themselves: they are shifted here.
         −100 leaves a target out; so does padding, as source or as target, and a
         target in another document than its source. The loss is the mean over
-        the targets that count, or their sum divided by ``num_items_in_batch``.
+        the targets that count, or their sum divided by ``num_items_in_batch``
+        (not looked at without labels: Trainer sends it so with label smoothing).
         ``logits_to_keep``: the number of last positions to compute logits for
         (0: all), or their indices, (K,) for all rows or (B, K) for each.
         ``return_logits=False`` gives the loss alone, in far less memory: the

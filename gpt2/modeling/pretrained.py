@@ -36,8 +36,9 @@ class GPT2PreTrainedModel(FileExchange):
             )
         config.validate()
         self.config = copy.deepcopy(config)  # the caller's own is never changed
+        self.register_load_state_dict_pre_hook(_refuse_conv1d)  # type: ignore[no-untyped-call]
         if self.tied_weights:
-            # torch leaves these three untyped
+            # torch leaves these untyped
             self.register_state_dict_post_hook(_leave_out_tied)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_pre_hook(_supply_tied)  # type: ignore[no-untyped-call]
             self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
@@ -136,6 +137,19 @@ def _leave_out_tied(
         tied = getattr(module.get_submodule(path), leaf, None)
         if tied is module.get_parameter(source):
             state_dict.pop(prefix + name, None)
+
+
+def _refuse_conv1d(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_rest: Any) -> None:
+    """The projections' orientation is read off c_attn, which is never square; see DESIGN.md."""
+    for name, parameter in module.named_parameters():
+        found = getattr(state_dict.get(prefix + name), "shape", None)
+        if name.endswith("c_attn.weight") and found == parameter.shape[::-1]:
+            raise StateDictError(
+                f"{prefix + name} has shape {tuple(found)}, the model's {tuple(parameter.shape)}: "
+                "these are weights in transformers' Conv1D orientation (in, out), and a module "
+                "here is a Linear (out, in); use from_pretrained(directory, state_dict=...), "
+                "which turns them"
+            )
 
 
 def _supply_tied(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_rest: Any) -> None:

@@ -54,6 +54,16 @@ class Trainable(Surgery):
             if (p.requires_grad or not only_trainable) and id(p) not in skipped
         )
 
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, a tied one once, and of the buffers unless told otherwise."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class has ``generate``."""
+        return hasattr(cls, "generate")
+
     # -- memory ---------------------------------------------------------------------------------
 
     def gradient_checkpointing_enable(

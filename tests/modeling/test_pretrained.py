@@ -206,7 +206,6 @@ def test_config_and_overrides(saved: Path, tmp_path: Path) -> None:
     [
         ({"n_layers": 2}, "from_pretrained has no argument 'n_layers'; did you mean 'n_layer'"),
         ({"torch_dtyp": "auto"}, "did you mean 'torch_dtype'"),
-        ({"trust_remote_code": True}, "no argument 'trust_remote_code'"),
         ({"load_in_8bit": True}, "no argument 'load_in_8bit'"),
     ],
 )
@@ -485,3 +484,64 @@ def test_loading_writes_one_line_to_the_log(saved: Path, caplog: pytest.LogCaptu
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 1
     assert "loaded 28 tensors as float32" in lines[0]
+
+
+# -- what transformers' users bring along -------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_core", [False, True])
+def test_load_state_dict_says_which_orientation_it_was_given(of_core: bool) -> None:
+    model = tiny_model().transformer if of_core else tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    transposed = {
+        name: tensor.T if ".c_" in name and tensor.dim() == 2 else tensor + 1
+        for name, tensor in before.items()
+    }
+    with pytest.raises(StateDictError, match=r"h\.0\.attn\.c_attn\.weight .*Conv1D.*state_dict="):
+        model.load_state_dict(transposed)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_advice_for_conv1d_works(saved: Path) -> None:
+    own = tiny_model(seed=3).state_dict()
+    stored = {n: t.T.contiguous() if ".c_" in n and t.dim() == 2 else t for n, t in own.items()}
+    assert_close(load(saved, state_dict=stored)(IDS).logits, tiny_model(seed=3)(IDS).logits)
+
+
+@pytest.mark.parametrize("name", ["trust_remote_code", "from_tf", "from_flax"])
+def test_arguments_that_ask_for_nothing(saved: Path, name: str) -> None:
+    assert_close(load(saved, **{name: False})(IDS).logits, LOGITS)
+    with pytest.raises(ArgumentError, match=f"{name}=True"):
+        load(saved, **{name: True})
+
+
+def test_the_dtype_of_given_weights_is_noted(tmp_path: Path) -> None:
+    model = tiny_model()
+    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "half", state_dict=half)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config["torch_dtype"] == "float16"
+    assert load(tmp_path / "half", dtype="auto").dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["embd_pdrop"])
+def test_a_dropout_that_opt_lacks_is_told_with_the_remedy(tmp_path: Path, name: str) -> None:
+    model = tiny_model(activation_function="relu", **{name: 0.1})
+    with pytest.raises(ConfigError, match=rf"{name} is 0\.1.*set model\.config\.{name} = 0\.0"):
+        model.save_pretrained(tmp_path / "opt", layout="opt")
+    setattr(model.config, name, 0.0)
+    model.save_pretrained(tmp_path / "opt", layout="opt")
+
+
+def test_documented_facts_of_a_model(saved: Path) -> None:
+    model = load(saved)
+    assert model.name_or_path == str(saved)
+    assert tiny_model().name_or_path == ""
+    assert model.config_class is GPT2Config
+    assert model.main_input_name == "input_ids"
+    assert model.can_generate()
+    assert not GPT2Model.can_generate()
+    assert model.get_memory_footprint() == 4 * model.num_parameters()
+    model.register_buffer("mine", torch.zeros(3, dtype=torch.float64))
+    assert model.get_memory_footprint() == 4 * model.num_parameters() + 24
+    assert model.get_memory_footprint(return_buffers=False) == 4 * model.num_parameters()
