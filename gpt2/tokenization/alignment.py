@@ -53,12 +53,14 @@ class Encoding:
 
     def token_to_chars(self, token: int) -> CharSpan | None:
         """The characters of a token; None for a special token or padding."""
+        _check_token(token, len(self))
         if self.sequence_ids[token] is None:
             return None
         return CharSpan(*self.offsets[token])
 
     def char_to_token(self, char: int, sequence_index: int = 0) -> int | None:
         """The first token that has the character; None where it was cut off."""
+        _check_place("char_index", char)
         for token, (text, (start, end)) in enumerate(
             zip(self.sequence_ids, self.offsets, strict=True)
         ):
@@ -68,6 +70,7 @@ class Encoding:
 
     def word_to_tokens(self, word: int, sequence_index: int = 0) -> TokenSpan | None:
         """The tokens of a word; None where it was cut off, or is empty."""
+        _check_place("word_index", word)
         places = [
             token
             for token, at in enumerate(zip(self.sequence_ids, self.word_ids, strict=True))
@@ -92,11 +95,12 @@ class Aligned:
     """Look-ups in the rows of a batch.
 
     They are made when first asked for, since most batches are never asked: until then only how to
-    make them is kept. Where an index of the row may be left out, it is 0; it comes first.
+    make them is kept. Where an index of the row may be left out, it is 0; it comes first. A row
+    or token below 0 counts from the end, as in a list; a character or word below 0 is refused.
 
     Raises:
         ArgumentError: (each method) the batch was not made from texts by a call of the tokenizer,
-            or has no such row or token.
+            or has no such row, token or place.
     """
 
     _encodings: list[Encoding] | Callable[[], list[Encoding]] | None
@@ -203,6 +207,15 @@ class Aligned:
 
     def _token(self, first: int, second: int | None) -> tuple[Encoding, int]:
         encoding, token = self._row(first, second)
-        if not -len(encoding) <= token < len(encoding):
-            raise ArgumentError(f"token_index={token}: the row has {len(encoding)} tokens")
+        _check_token(token, len(encoding))
         return encoding, token
+
+
+def _check_token(token: int, length: int) -> None:
+    if not -length <= token < length:
+        raise ArgumentError(f"token_index={token}: the row has {length} tokens")
+
+
+def _check_place(name: str, place: int) -> None:
+    if place < 0:
+        raise ArgumentError(f"{name} must be at least 0, not {place}")

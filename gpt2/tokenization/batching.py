@@ -77,15 +77,23 @@ class BatchEncoding(UserDict[str, Any], Aligned):
             self.data[name] = value.to(device, non_blocking=non_blocking)
         return self
 
-    def convert_to_tensors(self, tensor_type: TensorKind) -> BatchEncoding:
+    def convert_to_tensors(
+        self, tensor_type: TensorKind | None = None, prepend_batch_axis: bool = False
+    ) -> BatchEncoding:
         """Make tensors ("pt") or arrays ("np") of the entries (in place); returns this encoding.
+
+        None leaves them as they are. ``prepend_batch_axis`` makes a batch of one row of each.
 
         Raises:
             ArgumentError: rows of an entry differ in length, or hold no numbers.
             ArgumentTypeError: ``tensor_type`` is neither.
         """
+        if tensor_type is None:
+            return self
+        plain = {name: _plain(value) for name, value in self.data.items()}
         self.data = {
-            name: to_tensor(name, _plain(value), tensor_type) for name, value in self.data.items()
+            name: to_tensor(name, [value] if prepend_batch_axis else value, tensor_type)
+            for name, value in plain.items()
         }
         return self
 

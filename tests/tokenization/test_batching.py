@@ -50,3 +50,27 @@ def test_tensors_move(encoding: BatchEncoding) -> None:
 def test_lists_do_not_move(tokenizer: GPT2Tokenizer) -> None:
     with pytest.raises(ArgumentError, match=r"'input_ids' is a list, .*return_tensors"):
         tokenizer("the").to("cpu")
+
+
+def test_conversion_may_add_the_axis_of_rows(tokenizer: GPT2Tokenizer) -> None:
+    ids = tokenizer.encode("the hat")
+    batch = tokenizer("the hat").convert_to_tensors("pt", prepend_batch_axis=True)
+    assert batch.input_ids.tolist() == [ids]
+    assert tokenizer("the hat").convert_to_tensors("np").input_ids.tolist() == ids
+    assert tokenizer("the hat").convert_to_tensors().input_ids == ids
+
+
+def test_places_before_the_first(tokenizer: GPT2Tokenizer) -> None:
+    batch = tokenizer("the hat")
+    last = len(batch.input_ids) - 1
+    assert batch.token_to_chars(-1) == batch.token_to_chars(last)  # from the end, as documented
+    row = batch[0]
+    assert row.token_to_chars(-1) == batch.token_to_chars(last)
+    with pytest.raises(ArgumentError, match="token_index=99"):
+        row.token_to_chars(99)
+    for look_up in ("char_to_token", "char_to_word"):
+        with pytest.raises(ArgumentError, match="char_index must be at least 0, not -1"):
+            getattr(batch, look_up)(-1)
+    for look_up in ("word_to_tokens", "word_to_chars"):
+        with pytest.raises(ArgumentError, match="word_index must be at least 0, not -1"):
+            getattr(batch, look_up)(-1)
