@@ -55,6 +55,7 @@ OPEN_TO_GENERATION = {"gpt2.modeling.masks", "gpt2.modeling.cache", "gpt2.modeli
 # Imports inside functions: (module, what it imports). Everything else is imported at the top.
 LOCAL_IMPORTS = {
     ("gpt2.tokenization.tokenizer", "gpt2.storage.hub"),
+    ("gpt2.tokenization.tokenizer", "gpt2.storage.upload"),
     ("gpt2.tokenization.tokenizer", "gpt2.tokenization.training"),
 }
 WITHOUT_TORCH = (

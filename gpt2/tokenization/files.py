@@ -59,9 +59,12 @@ def read_repository(repository: Repository) -> tuple[Tables, dict[str, Any]]:
     if (path := repository.find("tokenizer.json")) is not None:
         tables, settings = read_tokenizer_json(path)
     else:
-        tables = read_vocab_and_merges(
-            repository.require("vocab.json"), repository.require("merges.txt")
-        )
+        try:
+            vocab, merges = repository.require("vocab.json"), repository.require("merges.txt")
+        except FileAccessError as error:
+            needed = "a tokenizer is vocab.json and merges.txt, or tokenizer.json"
+            raise type(error)(f"{error}; {needed}") from error
+        tables = read_vocab_and_merges(vocab, merges)
         if (path := repository.find("added_tokens.json")) is not None:
             for content, id_ in read_json_object(path, max_bytes=MAX_BYTES).items():
                 _put(tables, id_, AddedToken(content), path)

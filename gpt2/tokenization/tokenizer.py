@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.errors import ArgumentError, FileFormatError, unknown_argument
+from gpt2.errors import ArgumentError, ArgumentTypeError, FileFormatError, unknown_argument
+from gpt2.fieldchecks import check_bool, take_no_ops
 from gpt2.storage.atomic import staged_directory
 from gpt2.tokenization import files, saving
 from gpt2.tokenization.arguments import NO_LIMIT, SpecialText, special_text_policy
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
     from gpt2.tokenization.added import AddedToken
 
 _END = "<|endoftext|>"
+#: documented arguments of from_pretrained that may be False, which does nothing -> what else to do
+_NO_OPS = {"trust_remote_code": "no code of a repository is ever run; leave it out"}
+#: documented arguments of save_pretrained that may be None or False -> what else to do
+_SAVING_NO_OPS = {
+    "legacy_format": "both forms, tokenizer.json and vocab.json with merges.txt, are written",
+    "filename_prefix": "from_pretrained would not find the files; save_vocabulary takes it",
+    "push_to_hub": "call push_to_hub(repo_id)",
+}
 _SPECIAL_TEXT = ("special_text", "split_special_tokens")  # two names of one setting
 
 
@@ -182,13 +192,16 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
             name_or_path: "openai-community/gpt2", or a directory.
             cache_dir, force_download, local_files_only, token, revision, subfolder: how the
                 repository is read; see `gpt2.storage.hub.open_repository`.
-            overrides: arguments of the constructor, in place of what the files say.
+            overrides: arguments of the constructor, in place of what the files say. The documented
+                ``use_fast`` (there is one class) and ``trust_remote_code=False`` do nothing.
 
         Raises:
             ArgumentTypeError: an argument that neither this method nor the constructor has.
             FileAccessError: no such repository, directory or file (a HubError for the hub).
             FileFormatError: a file is broken; names it and the entry.
         """
+        check_bool(ArgumentError, "use_fast", overrides.pop("use_fast", True))
+        take_no_ops(overrides, _NO_OPS)
         known = _argument_names() - {"vocab_file", "merges_file", "tokenizer_file", "name_or_path"}
         for name in overrides:
             if name not in known:
@@ -273,18 +286,64 @@ class GPT2Tokenizer(IdCalls, CorpusCalls):
         settings = {**roles, "additional_special_tokens": others, **settings}
         return cls(vocab, merges, add_prefix_space=add_prefix_space, **settings)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[Path, ...]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], **no_ops: Any
+    ) -> tuple[Path, ...]:
         """Write vocab.json, merges.txt, tokenizer.json and their companions; returns the paths.
 
         All of them or none: the directory is swapped in whole, its other files stay. transformers
-        4 and 5 and the tokenizers library load the result and give the same ids.
+        4 and 5 and the tokenizers library load the result and give the same ids. The documented
+        ``legacy_format=None``, ``filename_prefix=None`` and ``push_to_hub=False`` do nothing.
 
         Raises:
+            ArgumentTypeError: another argument, or another value of these.
             FileAccessError: the directory cannot be written; it is then as it was.
         """
+        for name, value in no_ops.items():
+            if name not in _SAVING_NO_OPS:
+                known = {"save_directory", *_SAVING_NO_OPS}
+                raise unknown_argument("GPT2Tokenizer.save_pretrained", name, known)
+            if value is not (False if name == "push_to_hub" else None):
+                raise ArgumentTypeError(f"{name}={value!r:.200}: {_SAVING_NO_OPS[name]}")
         with staged_directory(save_directory, replaces=self.file_names) as stage:
             names = self.write_to(stage)
         return tuple(Path(save_directory) / name for name in names)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload a GPT-2 tokenizer",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Save to a repository of the hub, which is made if need be; returns the commit's URL.
+
+        All files go up in one commit. ``private``: for a new repository. ``revision``: the branch;
+        ``create_pr``: open a pull request instead. A model's push_to_hub takes a tokenizer along.
+
+        Raises:
+            HubError: the hub refuses, or cannot be reached.
+            ArgumentError: ``repo_id`` or ``token`` cannot be one.
+        """
+        from gpt2.storage.upload import upload_directory
+
+        with tempfile.TemporaryDirectory() as temporary:
+            directory = Path(temporary) / "tokenizer"
+            self.save_pretrained(directory)
+            return upload_directory(
+                directory,
+                repo_id,
+                if_absent={},
+                supersedes=self.file_names,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
     def write_to(self, stage: Path) -> list[str]:
         """Write the files into a directory that is being staged by the caller; returns their names.

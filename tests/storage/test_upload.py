@@ -24,8 +24,9 @@ answers = []
 for name, arguments in json.loads(sys.argv[2]):
     if arguments.pop("with_tokenizer", False):
         arguments["tokenizer"] = tokenizer
+    pushed = tokenizer if arguments.pop("tokenizer_alone", False) else model
     try:
-        answers.append({"url": model.push_to_hub(name, **arguments)})
+        answers.append({"url": pushed.push_to_hub(name, **arguments)})
     except GPT2Error as error:
         answers.append({"error": type(error).__name__, "message": str(error)})
 print(json.dumps(answers))
@@ -86,6 +87,18 @@ def test_a_new_repository_then_a_new_version(checkpoint: Path, tmp_path: Path) -
     assert (newer / "model.safetensors").exists()
     assert (newer / "vocab.json").exists()
     assert (newer / "README.md").read_text() == "my own words"
+
+
+def test_a_tokenizer_alone(checkpoint: Path, tmp_path: Path) -> None:
+    with HubServer({}, uploads=tmp_path) as hub:
+        (answer,) = push(hub, tmp_path / "home", checkpoint, (NAME, {"tokenizer_alone": True}))
+        commit = hub.commit_of(NAME, "main") or ""
+        assert answer == {"url": f"{hub.url}/{NAME}/commit/{commit}"}
+        files = hub.directory_of(NAME, commit)
+        pushed = GPT2Tokenizer.from_pretrained(files)
+    assert hub.messages == ["Upload a GPT-2 tokenizer"]
+    assert not list(files.glob("*.safetensors"))
+    assert pushed("a hen") == GPT2Tokenizer.from_pretrained(checkpoint)("a hen")
 
 
 def check_card(card: str, parameters: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpt2 import GPT2Tokenizer
-from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.errors import ArgumentError, ArgumentTypeError, FileAccessError
 from gpt2.tokenization.added import AddedToken
 
 TEXT = "The fox's <x> hat<|endoftext|> <pad>é"
@@ -134,8 +134,6 @@ def test_overrides_win(full: GPT2Tokenizer, tmp_path: Path) -> None:
     )
     with pytest.raises(ArgumentTypeError, match="'pad_tokn'; did you mean 'pad_token'"):
         GPT2Tokenizer.from_pretrained(tmp_path, pad_tokn="<pad>")
-    with pytest.raises(ArgumentTypeError, match="'trust_remote_code'"):
-        GPT2Tokenizer.from_pretrained(tmp_path, trust_remote_code=True)
 
 
 def test_subfolder(full: GPT2Tokenizer, tmp_path: Path) -> None:
@@ -289,3 +287,39 @@ def test_ids_in_any_order_and_merges_out_of_the_order_of_ids() -> None:
     ordered = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}
     assert GPT2Tokenizer(ordered, ["a b", "b c"], **none).encode("abc") == [3, 2]  # type: ignore[arg-type]
     assert GPT2Tokenizer(ordered, ["b c", "a b"], **none).encode("abc") == [0, 4]  # type: ignore[arg-type]
+
+
+def test_documented_arguments_that_ask_for_nothing(full: GPT2Tokenizer, tmp_path: Path) -> None:
+    full.save_pretrained(tmp_path / "one", legacy_format=None, filename_prefix=None)
+    for use_fast in (True, False):
+        same = GPT2Tokenizer.from_pretrained(
+            tmp_path / "one", use_fast=use_fast, trust_remote_code=False
+        )
+        assert_same(same, full)
+    with pytest.raises(ArgumentError, match="trust_remote_code=True"):
+        GPT2Tokenizer.from_pretrained(tmp_path / "one", trust_remote_code=True)
+    with pytest.raises(ArgumentError, match="use_fast must be True or False, not 'x'"):
+        GPT2Tokenizer.from_pretrained(tmp_path / "one", use_fast="x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"legacy_format": True}, "legacy_format=True: .*both"),
+        ({"legacy_format": False}, "legacy_format=False: .*both"),
+        ({"filename_prefix": "a"}, "filename_prefix='a': .*save_vocabulary"),
+        ({"push_to_hub": True}, "push_to_hub=True: .*push_to_hub"),
+        ({"legacy_formt": None}, "no argument 'legacy_formt'; did you mean 'legacy_format'"),
+    ],
+)
+def test_what_save_pretrained_cannot_do(
+    full: GPT2Tokenizer, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArgumentTypeError, match=message):
+        full.save_pretrained(tmp_path / "one", **arguments)
+    assert not (tmp_path / "one").exists()
+
+
+def test_an_empty_directory_lacks_either_form(tmp_path: Path) -> None:
+    with pytest.raises(FileAccessError, match=r"vocab\.json.*tokenizer\.json"):
+        GPT2Tokenizer.from_pretrained(tmp_path)
