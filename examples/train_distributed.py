@@ -142,6 +142,7 @@ def main() -> int:
         lines = [json.dumps({"step": n, "loss": x}) + "\n" for n, x in enumerate(losses, start=1)]
         (options.output / "losses.jsonl").write_text("".join(lines))
         print(f"the model is in {options.output / 'model'}")
+    dist.barrier()  # nobody leaves while another still works: gloo's threads would not survive it
     dist.destroy_process_group()
     return 0
 
