@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from gpt2 import GPT2LMHeadModel, GPT2Tokenizer, TextStreamer
+from tests.parity.record import count
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 STORIES = EXAMPLES / "stories-gpt2"
@@ -222,3 +223,35 @@ def test_chat_reads_special_tokens_of_the_user_as_text(
     story.add("Mia <|endoftext|>")
     assert story.ids.count(tokenizer.eos_token_id) == 1
     assert tokenizer.decode(story.ids[1:]) == "Mia <|endoftext|>"
+
+
+def test_prompt_lookup_saves_passes_on_the_stories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out stories, continued from their middle; pytest's summary tells the figures."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from stories import held_out_stories
+
+    tokenizer = GPT2Tokenizer.from_pretrained(STORIES)
+    model = GPT2LMHeadModel.from_pretrained(STORIES)
+    passes = 0
+
+    def one_more(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    model.register_forward_hook(one_more)
+    taken = {"greedy": 0, "prompt-lookup": 0}
+    tokens = 0
+    for story in held_out_stories(20):
+        ids = tokenizer.encode(f"<|endoftext|>{story.text}")
+        prompt = torch.tensor([ids[: len(ids) // 2]])
+        outputs = []
+        for name, more in (("greedy", {}), ("prompt-lookup", {"prompt_lookup_num_tokens": 10})):
+            passes = 0
+            outputs.append(model.generate(prompt, max_new_tokens=100, **more))
+            taken[name] += passes
+        assert torch.equal(*outputs)
+        tokens += outputs[0].shape[1] - prompt.shape[1]
+    assert taken["greedy"] == tokens
+    assert taken["prompt-lookup"] < tokens
+    count("prompt-lookup on the stories: tokens", tokens)
+    count("prompt-lookup on the stories: forward passes", taken["prompt-lookup"])
