@@ -35,7 +35,7 @@ LONGEST = 8  # tokens that an answer may have
 
 
 def main() -> None:
-    options = parse_options(__doc__, steps=450)
+    options = parse_options(__doc__, steps=330)
     # Question and story begin behind an <|endoftext|> each, as in the checkpoint's training.
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT, add_bos_token=True)
     model = GPT2ForQuestionAnswering.from_pretrained(CHECKPOINT)

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from tests.parity.record import compare, count
-from tests.parity.reference import BACKENDS, SIZES, Pairs, random_ids
+from tests.parity.reference import BACKENDS, SIZES, Pairs, random_ids, transformers
 
 pytestmark = [
     pytest.mark.parity,
+    # Golden files hold what is 4.48.3's: diverse and constrained beams.
+    pytest.mark.skipif(
+        transformers.__version__.startswith("4."),
+        reason="5.x scores and ends beams by other rules than 4.x, and they are ours",
+    ),
     # the reference advises to set a length; leaving it out is what some settings are about
     pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`:UserWarning"),
 ]
