@@ -53,12 +53,18 @@ def limited_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Write a new file: a journalling disk flushes one that is emptied and written again."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def config_case(folder: Path) -> tuple[Any, Read]:
     path = folder / "config.json"
     good = {**tiny_config().to_dict(), "id2label": {"0": "a", "1": "b"}, "pruned_heads": {"0": [1]}}
 
     def read(data: bytes) -> Any:
-        path.write_bytes(data)
+        replace(path, data)
         return GPT2Config.from_pretrained(folder)
 
     return good, read
@@ -74,7 +80,7 @@ def generation_case(folder: Path) -> tuple[Any, Read]:
     }  # fmt: skip
 
     def read(data: bytes) -> Any:
-        path.write_bytes(data)
+        replace(path, data)
         return GenerationConfig.from_pretrained(folder)
 
     return good, read
@@ -96,7 +102,7 @@ def header_case(folder: Path) -> tuple[Any, Read]:
         content = struct.pack("<Q", length) + data + body
         if random.random() < 0.1:
             content = damaged_bytes(content, random)
-        path.write_bytes(content)
+        replace(path, content)
         file = SafetensorsFile(path)
         try:
             return [file.read(name) for name in file.entries]
@@ -113,7 +119,7 @@ def index_case(folder: Path) -> tuple[Any, Read]:
     good = json.loads(path.read_text())
 
     def read(data: bytes) -> Any:
-        path.write_bytes(data)
+        replace(path, data)
         with WeightFiles(open_repository(folder)) as files:
             return [sorted(source.entries) for source in files.sources]
 
@@ -131,7 +137,7 @@ def vocabulary_case(folder: Path) -> tuple[Any, Read]:
     good = json.loads(path.read_text(encoding="utf-8"))
 
     def read(data: bytes) -> Any:
-        path.write_bytes(data)
+        replace(path, data)
         return GPT2Tokenizer(path, folder / "merges.txt").encode("the goat")
 
     return good, read
@@ -148,7 +154,7 @@ def merges_case(folder: Path) -> tuple[Any, Read]:
             data = "\n".join(lines).encode("utf-8", "surrogatepass")
         except (ValueError, TypeError):
             data = data.replace(b'", "', b"\n")
-        path.write_bytes(data)
+        replace(path, data)
         return GPT2Tokenizer(folder / "vocab.json", path).encode("the goat")
 
     return good, read
@@ -164,7 +170,7 @@ def tokenizer_case(folder: Path) -> tuple[Any, Read]:
     good["model"]["vocab"] = dict(list(good["model"]["vocab"].items()))
 
     def read(data: bytes) -> Any:
-        path.write_bytes(data)
+        replace(path, data)
         return GPT2Tokenizer.from_pretrained(folder).encode("the goat")
 
     return good, read
@@ -177,7 +183,7 @@ def checkpoint_case(folder: Path) -> tuple[Any, Read]:
     good = json.loads(path.read_text())
 
     def read(data: bytes) -> Any:
-        path.write_bytes(data)
+        replace(path, data)
         model = GPT2LMHeadModel.from_pretrained(folder)
         with torch.no_grad():
             return model(torch.tensor([[1, 2, 3]])).logits
