@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -51,38 +52,39 @@ SIZES = """
     from gpt2.errors import GPT2Error
     pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (pages + 2**29, pages + 2**29))  # 512 MB more
-    try:
-        GPT2LMHeadModel.from_pretrained(sys.argv[1])
-    except GPT2Error as error:
-        print(type(error).__name__, error)
+    for checkpoint in sys.argv[1:]:
+        try:
+            GPT2LMHeadModel.from_pretrained(checkpoint)
+        except GPT2Error as error:
+            print(type(error).__name__, error)
 """
+IMPOSSIBLE: list[tuple[dict[str, int], list[str]]] = [
+    ({"n_layer": -1}, ["n_layer", "-1"]),
+    ({"n_embd": 33}, ["n_embd", "33", "n_head", "4"]),
+    ({"n_head": 0}, ["n_head", "0"]),
+    ({"n_embd": 10**9 * 4}, ["n_embd"]),
+    ({"vocab_size": 10**12}, ["vocab_size"]),
+    ({"n_positions": 10**11}, ["n_positions"]),
+    ({"n_layer": 10**7}, ["n_layer"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"n_layer": -1}, ["n_layer", "-1"]),
-        ({"n_embd": 33}, ["n_embd", "33", "n_head", "4"]),
-        ({"n_head": 0}, ["n_head", "0"]),
-        ({"n_embd": 10**9 * 4}, ["n_embd"]),
-        ({"vocab_size": 10**12}, ["vocab_size"]),
-        ({"n_positions": 10**11}, ["n_positions"]),
-        ({"n_layer": 10**7}, ["n_layer"]),
-    ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else None,
-)
 def test_row_15_sizes_that_cannot_be_are_refused_before_anything_is_allocated(
-    checkpoint: Path, fields: dict[str, Any], words: list[str]
+    checkpoint: Path, tmp_path: Path
 ) -> None:
-    edit(checkpoint / "config.json", lambda c: {**c, **fields})
+    copies = []
+    for number, (fields, _) in enumerate(IMPOSSIBLE):
+        copies.append(shutil.copytree(checkpoint, tmp_path / str(number)))
+        edit(Path(copies[-1]) / "config.json", lambda c, fields=fields: {**c, **fields})
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SIZES), str(checkpoint)],
+        [sys.executable, "-c", textwrap.dedent(SIZES), *copies],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(("ConfigError", "StateDictError")), done.stdout
-    for word in words:
-        assert word in done.stdout
+    for (_, words), told in zip(IMPOSSIBLE, done.stdout.splitlines(), strict=True):
+        assert told.startswith(("ConfigError", "StateDictError"))
+        for word in words:
+            assert word in told
 
 
 def test_row_16_a_config_selects_no_code_no_backend_and_no_trust(checkpoint: Path) -> None:
@@ -178,8 +180,9 @@ def test_row_18_lone_surrogates_are_refused_or_replaced_as_one_argument_says(
 
 def test_the_limit_of_memory_is_a_real_one() -> None:
     """Row 15's subprocess would notice: an allocation of a gigabyte fails under its limit."""
-    script = SIZES.replace("GPT2LMHeadModel.from_pretrained(sys.argv[1])", "bytearray(2**30)")
+    script = SIZES.replace("GPT2LMHeadModel.from_pretrained(checkpoint)", "bytearray(2**30)")
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True
-    )
+        [sys.executable, "-c", textwrap.dedent(script), "once"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
     assert "MemoryError" in done.stderr

@@ -1,7 +1,8 @@
 """Rows 24 to 26: a hub that breaks off, refuses, lies; and two processes at once.
 
 huggingface_hub reads its settings when it is imported: each state of the world
-is a subprocess, against a hub on the loopback interface.
+is a subprocess, against a hub on the loopback interface. What differs only in
+how the hub answers asks one process for all of it, each time with an empty cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +28,74 @@ NAME = "openai-community/gpt2"
 
 LOAD = """
     import json, sys, time
-    waited = []
-    time.sleep = waited.append  # the client waits between its tries; tests need not
+    time.sleep = lambda seconds: None  # the client waits between its tries; tests need not
     import torch
-    from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
+    from gpt2 import GPT2LMHeadModel
     from gpt2.errors import GPT2Error
-    try:
-        model = GPT2LMHeadModel.from_pretrained(sys.argv[1], **json.loads(sys.argv[2]))
-        print(json.dumps(["loaded", float(model(torch.tensor([[1, 2, 3]])).logits.sum())]))
-    except GPT2Error as error:
-        print(json.dumps([type(error).__name__, str(error)]))
+    for line in sys.stdin:
+        try:
+            model = GPT2LMHeadModel.from_pretrained(sys.argv[1], **json.loads(line))
+            answer = ["loaded", float(model(torch.tensor([[1, 2, 3]])).logits.sum())]
+        except GPT2Error as error:
+            answer = [type(error).__name__, str(error)]
+        print(json.dumps(answer), flush=True)
 """
 
 
-def start(environment: dict[str, str], script: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+class Loader:
+    """A process that loads by name, as often as it is asked to."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(LOAD), NAME],
+            cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+
+    def ask(self, cache: Path | None = None) -> None:
+        options = {} if cache is None else {"cache_dir": str(cache)}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(options) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> tuple[str, Any]:
+        """An error's class and words, or "loaded" and a sum; a process that hangs is killed."""
+        assert self.process.stdout is not None
+        watch = threading.Timer(120, self.process.kill)
+        watch.start()
+        line = self.process.stdout.readline()
+        watch.cancel()
+        assert line, "the process died, or hung and was killed"
+        kind, what = json.loads(line)
+        return kind, what
+
+    def load(self, cache: Path | None = None) -> tuple[str, Any]:
+        self.ask(cache)
+        return self.answer()
 
 
-def load(environment: dict[str, str], **options: Any) -> tuple[str, Any]:
-    """What loading by name in a fresh process comes to: an error's class and words, or a sum."""
-    process = start(environment, LOAD, NAME, json.dumps(options))
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    kind, what = json.loads(out.strip().splitlines()[-1])
-    return kind, what
+def load(environment: dict[str, str]) -> tuple[str, Any]:
+    """What loading by name in a fresh process comes to."""
+    with Loader(environment) as loader:
+        return loader.load()
+
+
+@pytest.fixture(scope="module")
+def served(
+    good: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[HubServer, Loader]]:
+    """A hub, and a process that loads from it."""
+    with HubServer({NAME: good}) as hub:
+        # A second is the least that huggingface_hub's settings can say.
+        timeouts = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+        with Loader(hub.environment(tmp_path_factory.mktemp("home"), **timeouts)) as loader:
+            yield hub, loader
 
 
 def bytes_of(good: Path) -> bytes:
@@ -66,7 +110,7 @@ def large_file(good: Path) -> dict[str, str]:
 
 FAULTS = {
     "cut": Fault(file="model.safetensors", method="GET", cut_after=5000),
-    "stalled": Fault(file="model.safetensors", stall=4.0),
+    "stalled": Fault(file="model.safetensors", stall=1.5),
     "429": Fault(status=429, headers={"Retry-After": "1"}),
     "500": Fault(status=500),
     "503": Fault(file="model.safetensors", status=503),
@@ -78,73 +122,83 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_row_24_a_broken_transfer_is_told_and_the_next_try_succeeds(
-    good: Path, tmp_path: Path, fault: str
+    served: tuple[HubServer, Loader], tmp_path: Path, fault: str
 ) -> None:
-    with HubServer({NAME: good}) as hub:
-        environment = hub.environment(tmp_path)
-        hub.faults = [FAULTS[fault]]
-        kind, message = load(environment)
-        assert kind == "HubError", message
-        assert NAME in message
-        hub.faults = []
-        assert load(environment)[0] == "loaded"
+    hub, loader = served
+    hub.faults = [FAULTS[fault]]
+    kind, message = loader.load(tmp_path)
+    assert kind == "HubError", message
+    assert NAME in message
+    hub.faults = []
+    assert loader.load(tmp_path)[0] == "loaded"
 
 
-def test_row_25_refusals_each_say_what_to_do(good: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (401, None, "no such repository, or it is private"),
+        (403, "GatedRepo", "is gated. Ask for access"),
+        (404, "RepoNotFound", "no such repository"),
+        (404, "RevisionNotFound", "no revision"),
+        (404, "EntryNotFound", "no such file"),
+    ],
+)
+def test_row_25_a_refusal_says_what_to_do(
+    served: tuple[HubServer, Loader], tmp_path: Path, status: int, code: str | None, words: str
+) -> None:
+    hub, loader = served
+    hub.faults = [Fault(status=status, error_code=code)]
+    kind, message = loader.load(tmp_path)
+    assert kind == "HubError"
+    assert words in message
+    assert NAME in message
+    hub.faults = []
+    assert loader.load(tmp_path)[0] == "loaded"
+
+
+def test_row_25_offline_with_a_warm_and_a_cold_cache(good: Path, tmp_path: Path) -> None:
     with HubServer({NAME: good}) as hub:
         environment = hub.environment(tmp_path / "home")
-        for fault, words in (
-            (Fault(status=401), "no such repository, or it is private"),
-            (Fault(status=403, error_code="GatedRepo"), "is gated. Ask for access"),
-            (Fault(status=404, error_code="RepoNotFound"), "no such repository"),
-            (Fault(status=404, error_code="RevisionNotFound"), "no revision"),
-            (Fault(status=404, error_code="EntryNotFound"), "no such file"),
-        ):
-            hub.faults = [fault]
-            kind, message = load(environment)
-            assert kind == "HubError"
-            assert words in message
-            assert NAME in message
-        hub.faults = []
         expected = load(environment)
         assert expected[0] == "loaded"
         asked = len(hub.requests)
-        warm = load(environment | {"HF_HUB_OFFLINE": "1"})
-        assert warm == expected
-        cold = load(hub.environment(tmp_path / "elsewhere", HF_HUB_OFFLINE="1"))
+        with Loader(environment | {"HF_HUB_OFFLINE": "1"}) as offline:
+            assert offline.load() == expected
+            cold = offline.load(tmp_path / "elsewhere")
         assert cold[0] == "HubError"
         assert "Load it once with a connection" in cold[1]
         assert len(hub.requests) == asked  # offline is offline
 
 
-def test_row_26_corruption_of_the_same_size_is_seen_by_the_hash(good: Path, tmp_path: Path) -> None:
+def test_row_26_corruption_of_the_same_size_is_seen_by_the_hash(
+    good: Path, served: tuple[HubServer, Loader], tmp_path: Path
+) -> None:
+    hub, loader = served
     data = bytearray(bytes_of(good))
     data[len(data) // 2] ^= 0x40  # one bit of one weight: the file is whole, and its size right
-    with HubServer({NAME: good}) as hub:
-        environment = hub.environment(tmp_path)
-        stated = Fault(file="model.safetensors", headers=large_file(good))
-        hub.faults = [Fault(file="model.safetensors", headers=large_file(good), body=bytes(data))]
-        kind, message = load(environment)
-        assert kind == "HubError"
-        assert "SHA-256" in message
-        assert hashlib.sha256(data).hexdigest() in message
-        hub.faults = [stated]
-        expected = load(environment)
-        assert expected[0] == "loaded"  # the bad copy is not in the cache any more
-        assert load(environment) == expected
+    stated = Fault(file="model.safetensors", headers=large_file(good))
+    hub.faults = [Fault(file="model.safetensors", headers=large_file(good), body=bytes(data))]
+    kind, message = loader.load(tmp_path)
+    assert kind == "HubError"
+    assert "SHA-256" in message
+    assert hashlib.sha256(data).hexdigest() in message
+    hub.faults = [stated]
+    expected = loader.load(tmp_path)
+    assert expected[0] == "loaded"  # the bad copy is not in the cache any more
+    assert loader.load(tmp_path) == expected
 
 
 @pytest.mark.parametrize("etag", ["../../../escaped", "/tmp/escaped-by-etag", "..", "a/b", "a\\b"])
 def test_row_26_a_hostile_etag_writes_nothing_outside_the_cache(
-    good: Path, tmp_path: Path, etag: str
+    served: tuple[HubServer, Loader], tmp_path: Path, etag: str
 ) -> None:
-    home = tmp_path / "a" / "b" / "home"
-    with HubServer({NAME: good}) as hub:
-        hub.faults = [Fault(file="config.json", headers={"ETag": f'"{etag}"'})]
-        kind, message = load(hub.environment(home))
+    hub, loader = served
+    cache = tmp_path / "a" / "b" / "cache"
+    hub.faults = [Fault(file="config.json", headers={"ETag": f'"{etag}"'})]
+    kind, message = loader.load(cache)
     assert kind == "HubError"
     assert "is no name of a file" in message
-    outside = [p for p in tmp_path.rglob("*") if p.is_file() and home not in p.parents]
+    outside = [p for p in tmp_path.rglob("*") if p.is_file() and cache not in p.parents]
     assert not outside
     assert not Path("/tmp/escaped-by-etag").exists()
 
@@ -153,8 +207,10 @@ def test_row_26_two_processes_download_at_once(good: Path, tmp_path: Path) -> No
     with HubServer({NAME: good}) as hub:
         hub.faults = [Fault(file="model.safetensors", method="GET", stall=0.5)]
         environment = hub.environment(tmp_path)
-        both = [start(environment, LOAD, NAME, "{}") for _ in range(2)]
-        results = [json.loads(p.communicate(timeout=120)[0].strip().splitlines()[-1]) for p in both]
+        with Loader(environment) as one, Loader(environment) as other:
+            one.ask()
+            other.ask()
+            results = [one.answer(), other.answer()]
     assert results[0] == results[1]
     assert results[0][0] == "loaded"
 
@@ -176,7 +232,13 @@ def test_row_26_two_processes_save_at_once(good: Path, tmp_path: Path) -> None:
     from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
 
     target = tmp_path / "shared"
-    both = [start(dict(os.environ), SAVE, str(good), str(target), n) for n in ("1", "2")]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(SAVE), str(good), str(target), number],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for number in ("1", "2")
+    ]  # fmt: skip
     for process in both:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
