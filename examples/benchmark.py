@@ -3,15 +3,22 @@
     python examples/benchmark.py import
     python examples/benchmark.py load --rounds 7
     python examples/benchmark.py tokenizer --against tiktoken,transformers --vocabulary DIR
+    python examples/benchmark.py decode --parts b1 --only transformers,eager
+    python examples/benchmark.py prefill
+    python examples/benchmark.py train
+    python examples/benchmark.py memory
+    python examples/benchmark.py gpu --parts tables
 
-Every sample is a new process, except in the tokenizer's benchmark, which has a file of its own:
-benchmark_tokenizer.py. A peer that is not installed is left out. To add a benchmark of new
-processes: write one more Benchmark.
+Every sample of import and load is a new process; the other benchmarks have files of their own,
+benchmark_*.py, each of which says how it measures. A peer that is not installed is left out. To add
+a benchmark of new processes: write one more Benchmark; of the model: one more file, and its line in
+OF_MODEL.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -30,7 +37,7 @@ import benchmark_tokenizer
 import gpt2
 
 OURS = "gpt2"
-PEERS = ("transformers", "tiktoken")
+PEERS = ("transformers", "tiktoken", "ctranslate2")
 # Prints one JSON object: what was measured -> seconds. `mark` is the time since the last mark.
 PRELUDE = """
 import json, sys, time
@@ -43,6 +50,30 @@ def mark(name):
     _last = time.perf_counter()
 """
 EPILOGUE = "\nprint(json.dumps(figures))"
+
+
+@dataclass(frozen=True)
+class OfModel:
+    """A benchmark of the model: the file that has its ``run``; ``rounds`` if none are asked for."""
+
+    help: str
+    module: str
+    rounds: int
+    against: str = "transformers"
+
+
+OF_MODEL = {
+    "decode": OfModel(
+        "greedy decoding with a cache, plain and prepared",
+        "benchmark_decode",
+        rounds=5,
+        against="transformers,ctranslate2",
+    ),
+    "prefill": OfModel("the pass over a long prompt", "benchmark_prefill", rounds=5),
+    "train": OfModel("training steps", "benchmark_train", rounds=3),
+    "memory": OfModel("peak memory of a training step", "benchmark_memory", rounds=1),
+    "gpu": OfModel("attention tables, decoding, training on CUDA", "benchmark_gpu", rounds=5),
+}
 
 
 @dataclass
@@ -134,48 +165,97 @@ def run(benchmark: Benchmark, rounds: int, against: list[str]) -> None:
         print(f"{key:24}" + "".join(f"{m:14.4f}" for m in medians) + ratio)
 
 
-def main() -> None:
+def run_of_model(name: str, arguments: argparse.Namespace, against: list[str]) -> None:
+    """Run a benchmark of the model; exits where a part or a row has no such name."""
+    import torch  # the other benchmarks do not need it
+    from benchmark_common import SHAPES, Options
+
+    found = OF_MODEL[name]
+    module = importlib.import_module(found.module)
+    parts = _names(arguments.parts)
+    known = getattr(module, "PARTS", ())
+    for part in parts:
+        if part not in known:
+            sys.exit(
+                f"--parts names {part!r}; the parts of {name} are: {', '.join(known) or 'none'}"
+            )
+    if arguments.shape not in SHAPES:
+        sys.exit(f"--shape is {arguments.shape!r}; it may be {', '.join(SHAPES)}")
+    threads = arguments.threads or torch.get_num_threads()
+    options = Options(
+        rounds=arguments.rounds or found.rounds,
+        threads=threads,
+        against=against,
+        shape=arguments.shape,
+        parts=parts,
+        only=_names(arguments.only),
+    )
+    print(f"{name}: {found.help}; {arguments.shape} shape, {threads} threads")
+    module.run(options)
+
+
+def _names(given: str) -> list[str]:
+    return [name for name in given.split(",") if name]
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=[*BENCHMARKS, "tokenizer"], help="what to time")
-    parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default 5)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("benchmark", choices=[*BENCHMARKS, "tokenizer", *OF_MODEL], help="what to time")
+    add("--rounds", type=int, help="counted runs of each (default 5; train 3, memory 1)")
+    add(
         "--against",
-        default="transformers",
-        help="peers with commas between: transformers (default), tiktoken; or nothing",
+        help="peers with commas between: transformers (default), tiktoken, ctranslate2 (default of "
+        "decode); or nothing",
     )
-    parser.add_argument(
+    add(
         "--vocabulary",
         type=Path,
         help="tokenizer: directory of vocab.json and merges.txt (default: GPT-2's, from the cache)",
     )
-    parser.add_argument("--text", type=Path, help="tokenizer: a file of English prose")
-    parser.add_argument(
-        "--size", type=int, default=1_000_000, help="tokenizer: characters per text (default 10**6)"
-    )
+    add("--text", type=Path, help="tokenizer: a file of English prose")
+    add("--size", type=int, default=1_000_000, help="tokenizer: characters per text")
+    add("--threads", type=int, help="of the model: threads of every library (default: torch's own)")
+    add("--shape", default="gpt2", help="of the model: gpt2 (default), gpt2-medium …, or tiny")
+    add("--parts", default="", help="of the model: parts, with commas between (default: all)")
+    add("--only", default="", help="of the model: rows of the table, with commas between")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds must be at least 1, not {arguments.rounds}")
-    peers = [] if arguments.against == "nothing" else arguments.against.split(",")
+    for name in ("rounds", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, not {value}")
+    if arguments.against is None:
+        found = OF_MODEL.get(arguments.benchmark)
+        arguments.against = found.against if found else "transformers"
+    peers = [] if arguments.against == "nothing" else _names(arguments.against)
     for peer in peers:
         if peer not in PEERS:
             parser.error(f"--against names {peer!r}; the peers are {', '.join(PEERS)}, or nothing")
-    against = [peer for peer in peers if importlib.util.find_spec(peer)]
-    for peer in set(peers) - set(against):
+    arguments.peers = peers
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    against = [peer for peer in arguments.peers if importlib.util.find_spec(peer)]
+    for peer in set(arguments.peers) - set(against):
         print(f"{peer} is not installed: nothing to compare with")
     packages = ["torch", "numpy", *PEERS]
     found = [f"{p} {version(p)}" for p in packages if importlib.util.find_spec(p)]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(", ".join([f"gpt2 {gpt2.__version__}", *found]))
-    if arguments.benchmark == "tokenizer":
+    name, rounds = arguments.benchmark, arguments.rounds or 5
+    if name in OF_MODEL:
+        run_of_model(name, arguments, against)
+    elif name == "tokenizer":
         benchmark_tokenizer.run(
-            arguments.vocabulary, against, arguments.text, arguments.rounds, arguments.size
+            arguments.vocabulary, against, arguments.text, rounds, arguments.size
         )
-        return
-    benchmark = BENCHMARKS[arguments.benchmark]
-    print(f"{arguments.benchmark}: {benchmark.help}")
-    run(benchmark, arguments.rounds, against)
+    else:
+        print(f"{name}: {BENCHMARKS[name].help}")
+        run(BENCHMARKS[name], rounds, against)
 
 
 if __name__ == "__main__":

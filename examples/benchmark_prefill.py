@@ -1,0 +1,80 @@
+"""The pass over a prompt of 1024 tokens that ends in the logits of its last position.
+
+transformers is timed as its own generate calls it (logits_to_keep=1), which is the same work as
+here, and the ratio and the goal are of that; and as its forward is by default, with the logits of
+all positions. Everybody builds a cache, as is everybody's default. Figures are medians.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import benchmark_limits as limits
+import torch
+from benchmark_common import (
+    Goals,
+    Options,
+    config_of,
+    in_turns,
+    load_ours,
+    load_transformers,
+    make_checkpoint,
+    median,
+    ratio,
+    seconds,
+)
+from torch import Tensor
+
+PARTS = ("float32", "bfloat16")
+LENGTH = 1024
+PEER = "transformers"
+PEER_ALL = "transformers, all logits"
+PLAIN = "gpt2"
+
+
+def run(options: Options) -> None:
+    """Print a table per dtype, and the goals."""
+    torch.set_num_threads(options.threads)
+    dtypes = tuple(getattr(torch, part) for part in PARTS if options.has(part))
+    limits.print_gemm_rates(*dtypes, threads=options.threads)
+    goals = Goals()
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made) / "work"
+        make_checkpoint(directory, options.shape)
+        for dtype in dtypes:
+            _one_dtype(directory, dtype, options, goals)
+    goals.show()
+
+
+def _one_dtype(directory: Path, dtype: torch.dtype, options: Options, goals: Goals) -> None:
+    config = config_of(options.shape)
+    ids = torch.randint(config.vocab_size - 1, (1, LENGTH))
+    ours = load_ours(directory, dtype=dtype)
+    rows: dict[str, Callable[[], Any]] = {PLAIN: lambda: _forward(ours, ids, logits_to_keep=1)}
+    if PEER in options.against:
+        theirs = load_transformers(directory, dtype=dtype)
+        rows[PEER] = lambda: _forward(theirs, ids, logits_to_keep=1)
+        rows[PEER_ALL] = lambda: _forward(theirs, ids)
+    rows = options.chosen(rows)
+    products = limits.Products(config, LENGTH, head_tokens=1, dtype=dtype)
+    takers = {name: lambda row=row: seconds(row) for name, row in rows.items()}
+    samples = in_turns({limits.PRODUCTS: products, **takers}, options.rounds)
+    alone = median(samples.pop(limits.PRODUCTS))
+    taken = {name: median(times) for name, times in samples.items()}
+    name = str(dtype).removeprefix("torch.")
+    print(f"\n{name}, 1×{LENGTH}, {options.rounds} rounds")
+    print(f"the products alone: {alone:.3f} s, {products.flop / alone / limits.GIGA:.0f} GFLOP/s")
+    print(f"{'':30}{'s':>9}{'of limit':>10}{'gpt2/this':>12}")
+    for row, time in taken.items():
+        of_peer = f"{taken[PLAIN] / time:12.2f}" if PLAIN in taken else ""
+        print(f"{row:30}{time:9.3f}{alone / time:10.2f}{of_peer}")
+    of_peer = ratio(taken.get(PLAIN), taken.get(PEER))
+    goals.add(f"prefill 1×{LENGTH}, {name}", of_peer, "<=", 0.85, f"x {PEER}")
+
+
+@torch.no_grad()
+def _forward(model: Any, ids: Tensor, **settings: Any) -> Tensor:
+    return model(ids, **settings).logits

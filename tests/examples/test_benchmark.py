@@ -1,0 +1,186 @@
+"""The benchmarks of the model, run on a tiny shape: they work, and say what they promise to say.
+
+No time is asserted. What compiles is left to the benchmark itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+INSTALLED = [p for p in ("transformers", "ctranslate2") if importlib.util.find_spec(p)]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a file of the examples, as benchmark.py does; nothing pauses between turns."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(importlib.import_module("benchmark_common"), "PAUSE", 0.0)
+    return importlib.import_module
+
+
+def options(**settings: Any) -> Any:
+    common = importlib.import_module("benchmark_common")
+    given = {"rounds": 1, "threads": torch.get_num_threads(), "shape": "tiny", **settings}
+    return common.Options(**given)
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The first word of every line -> the others."""
+    return {words[0]: words[1:] for words in map(str.split, text.splitlines()) if words}
+
+
+def test_decoding_beside_every_peer(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    every = [
+        "transformers",
+        "transformers-loop",
+        "ctranslate2-int8",
+        "ctranslate2-float32",
+        "eager",
+    ]
+    rows = [row for row in every if row.split("-")[0] in ["eager", *INSTALLED]]
+    load("benchmark_decode").run(options(against=INSTALLED, parts=["b1"], only=rows))
+    printed = capsys.readouterr().out
+    assert "stream read" in printed
+    assert "GEMM" in printed
+    lines = table(printed)
+    for row in rows:
+        assert len(lines[row]) == len(lines["eager"])
+        if "int8" not in row:
+            assert lines[row][-1] == "100%"  # everybody makes the same ids
+    if "transformers" in INSTALLED:
+        assert "decode B=1, fp32 eager, steps" in printed
+
+
+def test_decoding_at_two_positions(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    load("benchmark_decode").run(options(parts=["positions"], only=["eager"]))
+    early, late, ratio = map(float, table(capsys.readouterr().out)["eager"])
+    assert ratio == pytest.approx(late / early, rel=0.2)  # both are printed to 0.01 ms
+
+
+def test_prefill(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    against = [peer for peer in INSTALLED if peer == "transformers"]
+    load("benchmark_prefill").run(options(against=against))
+    printed = capsys.readouterr().out
+    assert printed.count("the products alone") == 2
+    assert printed.count("gpt2    ") == 2
+    assert printed.count("prefill 1×1024") == 2 * len(against)  # the goals
+
+
+def test_training_takes_the_steps_that_it_times(
+    load: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("benchmark_train").run(options())
+    printed = capsys.readouterr().out
+    for row in ("gpt2, logits returned", "gpt2, return_logits=False"):
+        line = next(line for line in printed.splitlines() if line.startswith(row))
+        first, last = map(float, line.split()[-2:])
+        assert last < first < 7  # V = 512: ln 512 = 6.2 at the start
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is Linux's VmHWM")
+def test_memory_of_a_training_step(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "gpt2, return_logits=False"
+    load("benchmark_memory").run(options(only=[row]))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(row))
+    peak, standing, on_top = map(float, line.removeprefix(row).split())
+    assert peak > standing > 100
+    assert on_top == pytest.approx(peak - standing, abs=1)
+
+
+@pytest.fixture
+def gpu(load: Any) -> ModuleType:
+    return load("benchmark_gpu")
+
+
+def test_gpu_tables(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    goals = gpu.Goals()
+    gpu.tables(
+        "cpu", "tiny", torch.float32, goals, rounds=1, batches=(1,), backends=("eager", "sdpa"),
+        lengths={"training": (1024,), "inference": (128,)},
+    )  # fmt: skip
+    goals.show()
+    printed = capsys.readouterr().out
+    assert "(+50.8)" in printed  # documented for training 1×1024
+    assert "(+14.7)" in printed  # and for inference 1×128
+    assert "training 1×1024, sdpa over eager, speed-up" in printed
+
+
+def test_gpu_tables_leave_out_what_cannot_run(
+    gpu: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu.tables(
+        "cpu", "tiny", torch.float32, gpu.Goals(), rounds=1, batches=(1,),
+        lengths={"training": (8,)}, backends=("eager", "flash_attention_2"),
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "flash_attention_2 is left out" in printed
+    assert "1×8      eager" in printed
+
+
+def test_gpu_tables_where_memory_runs_out(
+    gpu: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("no")
+
+    monkeypatch.setattr(gpu, "_training", too_much)
+    gpu.tables(
+        "cpu", "tiny", torch.float32, gpu.Goals(), rounds=1, batches=(2,), backends=("eager",),
+        lengths={"training": (1024,)},
+    )  # fmt: skip
+    assert "out of memory" in capsys.readouterr().out
+
+
+def test_gpu_training(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    goals = gpu.Goals()
+    gpu.train(
+        "cpu", "tiny", 1e12, 1e12, goals, rounds=1, batch=1, length=16, compiled=False
+    )  # fmt: skip
+    goals.show()
+    printed = capsys.readouterr().out
+    assert "tok/s" in printed
+    assert "MFU" in printed
+
+
+def test_gpu_peaks_by_name(gpu: ModuleType) -> None:
+    assert gpu.peak_flops("NVIDIA H200") == gpu.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert gpu.peak_flops("NVIDIA H20") == 148e12
+    assert gpu.peak_flops("Something else") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["decode", "--parts", "b9"], "the parts of decode are: b1, b8"),
+        (["decode", "--shape", "tiny", "--only", "quick"], "--only names 'quick'"),
+        (["prefill", "--shape", "huge"], "--shape is 'huge'"),
+        (["train", "--threads", "0"], "--threads must be at least 1"),
+        (["train", "--against", "nanogpt"], "the peers are transformers"),
+        pytest.param(
+            ["gpu"],
+            "gpu: this needs a CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+    ids=["part", "row", "shape", "threads", "peer", "no GPU"],
+)
+def test_what_cannot_be_is_said_in_a_line(
+    load: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    with pytest.raises(SystemExit) as left:
+        load("benchmark").main()
+    assert says in str(left.value) + capsys.readouterr().err
