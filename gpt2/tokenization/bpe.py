@@ -7,15 +7,28 @@ whose rule has the lowest rank, the leftmost where several have it (Sennrich et 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from heapq import heappop, heappush
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 # Up to this many bytes, scanning a list of ranks beats the heap's bookkeeping.
 _SHORT = 48
 
 _GONE = -1000  # in place of a token that was merged into its left neighbour
+
+
+class MergeRules(NamedTuple):
+    """What may be merged.
+
+    Attributes:
+        ranks: (left id, right id) -> rank of the rule that merges them.
+        merged: rank -> id of the token that the rule makes.
+    """
+
+    ranks: Mapping[tuple[int, int], int]
+    merged: Sequence[int]
 
 
 class BytePairEncoder:
@@ -24,24 +37,23 @@ class BytePairEncoder:
     Args:
         byte_ids: 256 token ids, one per byte. A negative number is none's id: it has no rule,
             and comes out as it went in.
-        ranks: (left id, right id) -> rank of the rule that merges them.
-        merged: rank -> id of the token that the rule makes.
+        make_rules: called at the first word, since a tokenizer that only decodes needs no rules.
     """
 
-    def __init__(
-        self,
-        byte_ids: Sequence[int],
-        ranks: Mapping[tuple[int, int], int],
-        merged: Sequence[int],
-    ) -> None:
+    def __init__(self, byte_ids: Sequence[int], make_rules: Callable[[], MergeRules]) -> None:
         self._byte_ids = byte_ids
-        self._ranks = ranks
-        self._merged = merged
+        self._make_rules = make_rules
+
+    @cached_property
+    def _rules(self) -> MergeRules:
+        # Threads that meet here may make them twice, and then have equal ones.
+        return self._make_rules()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As arrays: a tenth of the size of the dictionary, and equal bytes for equal rules.
-        pairs = sorted(self._ranks, key=self._ranks.__getitem__)
-        columns = (self._byte_ids, [a for a, _ in pairs], [b for _, b in pairs], self._merged)
+        ranks, merged = self._rules
+        pairs = sorted(ranks, key=ranks.__getitem__)
+        columns = (self._byte_ids, [a for a, _ in pairs], [b for _, b in pairs], merged)
         return _from_columns, tuple(array("i", column).tobytes() for column in columns)
 
     def encode(self, word: bytes) -> list[int]:
@@ -50,8 +62,9 @@ class BytePairEncoder:
         return self._merge_short(ids) if len(ids) <= _SHORT else self._merge_long(ids)
 
     def _merge_short(self, ids: list[int]) -> list[int]:
-        no_rule = len(self._merged)
-        rank_of = self._ranks.get
+        merged = self._rules.merged
+        no_rule = len(merged)
+        rank_of = self._rules.ranks.get
         # ranks[i] is the rank of the pair (ids[i], ids[i + 1])
         ranks = [rank_of(pair, no_rule) for pair in pairwise(ids)]
         while ranks:
@@ -59,7 +72,7 @@ class BytePairEncoder:
             if best == no_rule:
                 break
             at = ranks.index(best)
-            token = self._merged[best]
+            token = merged[best]
             ids[at : at + 2] = (token,)
             del ranks[at]
             if at:
@@ -70,7 +83,8 @@ class BytePairEncoder:
 
     def _merge_long(self, ids: list[int]) -> list[int]:
         size = len(ids)
-        rank_of = self._ranks.get
+        merged = self._rules.merged
+        rank_of = self._rules.ranks.get
         after = array("q", range(1, size + 1))
         before = array("q", range(-1, size - 1))
         # rank -> where a pair may have it, as a heap; and the ranks, as one.
@@ -99,7 +113,7 @@ class BytePairEncoder:
             # A place is out of date when a neighbour's merge has changed the pair.
             if right == size or rank_of((ids[at], ids[right])) != rank:
                 continue
-            ids[at], ids[right] = self._merged[rank], _GONE
+            ids[at], ids[right] = merged[rank], _GONE
             end = after[at] = after[right]
             if end < size:
                 before[end] = at
@@ -113,4 +127,4 @@ class BytePairEncoder:
 def _from_columns(*columns: bytes) -> BytePairEncoder:
     byte_ids, left, right, merged = (array("i", column).tolist() for column in columns)
     ranks = {pair: rank for rank, pair in enumerate(zip(left, right, strict=True))}
-    return BytePairEncoder(byte_ids, ranks, merged)
+    return BytePairEncoder(byte_ids, lambda: MergeRules(ranks, merged))

@@ -7,21 +7,19 @@ import json
 from array import array
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import filterfalse
-from operator import itemgetter
+from operator import countOf, itemgetter
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, FileFormatError
 from gpt2.tokenization.added import AddedToken, AddedTokens
-from gpt2.tokenization.bpe import BytePairEncoder
+from gpt2.tokenization.bpe import BytePairEncoder, MergeRules
 from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS, to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
-
-_Pair = tuple[int, int]
 
 
 @contextmanager
@@ -29,7 +27,7 @@ def collector_paused() -> Iterator[None]:
     """No garbage collection meanwhile (also as a decorator).
 
     Tables of 50 000 entries are built of so many small objects that the collector would walk
-    through all of them several times, and find nothing: a third of the time of loading.
+    through all of them several times, and find nothing.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -88,15 +86,16 @@ class Vocabulary:
             names the file and the entry.
     """
 
-    @collector_paused()
     def __init__(self, tables: Tables) -> None:
         self.base = tables.vocab
         self.merges = tables.merges
         self.added = dict(tables.added)
         self.tokens = _tokens_by_id(tables)
-        ranks, merged = _merge_rules(tables, self.tokens)
+        made = _checked_merges(tables, self.tokens)
         self.byte_ids = _byte_ids(tables.vocab)
-        self.encoder = BytePairEncoder(self.byte_ids, ranks, merged)
+        self.encoder = BytePairEncoder(
+            self.byte_ids, partial(_merge_rules, self.base, self.merges, made)
+        )
         self._index_added()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,25 +156,26 @@ class Vocabulary:
             IndexError, OverflowError, TypeError: something in ``ids`` is no id of this vocabulary.
         """
         # Some thousands at a time, so that all that is made on the way stays in the cache.
-        parts = [
-            self._characters_of(ids[at : at + 4096], skipped) for at in range(0, len(ids), 4096)
-        ]
-        return "".join(parts).encode("latin-1")
+        return b"".join(
+            self._bytes_of_some(ids[at : at + 4096], skipped) for at in range(0, len(ids), 4096)
+        )
 
-    def _characters_of(self, ids: list[int], skipped: AbstractSet[int]) -> str:
+    def _bytes_of_some(self, ids: list[int], skipped: AbstractSet[int]) -> bytes:
         # Whole passes in C, the cheapest for each check; a number past the end fails by itself.
-        if list(map(type, ids)).count(int) != len(ids):
+        if countOf(map(type, ids), int) != len(ids):
             raise TypeError("an id is an int")
         array("I", ids)  # refuses negative numbers, which would count from the end
         if skipped:
             ids = list(filterfalse(skipped.__contains__, ids))
-        # itemgetter, asked for a single one, gives no tuple: so one more is asked for.
-        return "".join(itemgetter(0, *ids)(self._spelt.as_latin)[1:]) if ids else ""
+        table = self.token_bytes
+        if len(ids) < 2:  # for a single one itemgetter gives no tuple
+            return table[ids[0]] if ids else b""
+        return b"".join(itemgetter(*ids)(table))
 
     @property
     def token_bytes(self) -> list[bytes]:
         """id -> the bytes that it stands for in text."""
-        return self._spelt.as_bytes
+        return self._spelt.by_id
 
     def _index_added(self) -> None:
         self._added_ids = {token.content: id_ for id_, token in self.added.items()}
@@ -194,17 +194,12 @@ class _Spelt:
         self._tokens, self._added = tokens, added
 
     @cached_property
-    def as_bytes(self) -> list[bytes]:
+    def by_id(self) -> list[bytes]:
         added = self._added
         return [
             added[id_].content.encode("utf-8", "surrogatepass") if id_ in added else to_bytes(token)
             for id_, token in enumerate(self._tokens)
         ]
-
-    @cached_property
-    def as_latin(self) -> list[str]:
-        """One character per byte: strings are joined twice as fast as bytes."""
-        return [data.decode("latin-1") for data in self.as_bytes]
 
 
 def _byte_ids(vocab: dict[str, int]) -> list[int]:
@@ -255,34 +250,41 @@ def _tokens_by_id(tables: Tables) -> list[str]:
     return [by_id[id_] for id_ in range(len(by_id))]
 
 
-def _merge_rules(tables: Tables, tokens: list[str]) -> tuple[dict[_Pair, int], list[int]]:
-    """(left id, right id) -> rank, and rank -> id of what they make.
+def _checked_merges(tables: Tables, tokens: list[str]) -> Sequence[int]:
+    """Rank -> id of what the merge makes; every merge is found to join two tokens to a third.
 
     Half of the time of loading a vocabulary would go here, were it not for doing everything to
     the whole text of the merges at once.
     """
-    count = len(tables.merges)
+    known, count = tables.vocab.keys(), len(tables.merges)
     if not count:
-        return {}, []
+        return ()
     try:
         text = "\n".join(tables.merges)
-        separators = text.encode("utf-8", "surrogatepass").translate(None, _NO_SEPARATORS)
-        if separators != (b" \n" * count)[:-1]:  # one space in every line
-            raise _bad_merge(tables)
-        id_of = tables.vocab.__getitem__
-        parts = list(map(id_of, text.replace("\n", " ").split(" ")))
-        ranks = dict(zip(zip(parts[::2], parts[1::2], strict=True), range(count), strict=True))
-        made = text.replace(" ", "")
-        first = id_of(made.partition("\n")[0])
-        merged = list(range(first, first + count))
-        # In most vocabularies what the merges make has ids in their order: a comparison tells.
-        if "\n".join(tokens[first : first + count]) != made:
-            merged = list(map(id_of, made.split("\n")))
-    except (KeyError, TypeError):
+    except TypeError:
         raise _bad_merge(tables) from None  # which one it is, is found there
-    if len(ranks) != count:
+    separators = text.encode("utf-8", "surrogatepass").translate(None, _NO_SEPARATORS)
+    if separators != (b" \n" * count)[:-1]:  # one space in every line
         raise _bad_merge(tables)
-    return ranks, merged
+    if not known >= set(text.replace("\n", " ").split(" ")):
+        raise _bad_merge(tables)
+    # In most vocabularies what the merges make has ids in their order: a comparison tells, and
+    # tells too that no merge is given twice.
+    made = text.replace(" ", "")
+    first = tables.vocab.get(made.partition("\n")[0], len(tokens))
+    if "\n".join(tokens[first : first + count]) == made:
+        return range(first, first + count)
+    products = made.split("\n")
+    if not known >= set(products) or len(set(tables.merges)) != count:
+        raise _bad_merge(tables)
+    return list(map(tables.vocab.__getitem__, products))
+
+
+@collector_paused()
+def _merge_rules(vocab: dict[str, int], merges: list[str], made: Sequence[int]) -> MergeRules:
+    ids = list(map(vocab.__getitem__, " ".join(merges).split(" "))) if merges else []
+    pairs = zip(ids[::2], ids[1::2], strict=True)
+    return MergeRules(dict(zip(pairs, range(len(merges)), strict=True)), list(made))
 
 
 _NO_SEPARATORS = bytes(set(range(256)) - set(b" \n"))

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from gpt2.tokenization import bpe
-from gpt2.tokenization.bpe import BytePairEncoder
+from gpt2.tokenization.bpe import BytePairEncoder, MergeRules
 from gpt2.tokenization.byte_alphabet import BYTE_CHARACTERS, to_bytes, to_characters
 
 
@@ -20,7 +20,7 @@ def encoder_of(*rules: str) -> tuple[BytePairEncoder, list[bytes]]:
         left, right = rule.encode().split()
         ranks[tokens.index(left), tokens.index(right)] = rank
         merged.append(tokens.index(left + right))
-    return BytePairEncoder(range(256), ranks, merged), tokens
+    return BytePairEncoder(range(256), lambda: MergeRules(ranks, merged)), tokens
 
 
 def pieces(rules: tuple[str, ...], word: str) -> str:
@@ -83,7 +83,11 @@ def test_a_very_long_word() -> None:
 def test_a_byte_without_a_token_comes_out_as_it_went_in() -> None:
     ids = [-1 - byte for byte in range(256)]
     ids[97] = 0
-    assert BytePairEncoder(ids, {(0, 0): 0}, [1]).encode(b"aabaa") == [1, -99, 1]
+    assert BytePairEncoder(ids, lambda: MergeRules({(0, 0): 0}, [1])).encode(b"aabaa") == [
+        1,
+        -99,
+        1,
+    ]
 
 
 def test_the_byte_alphabet() -> None:
