@@ -33,6 +33,8 @@ FLOORS = {
     "gpt2.modeling.cache": 3,
     "gpt2.modeling.static_cache": 3,
     "gpt2.modeling.backends": 3,
+    "gpt2.modeling.dropout": 3,
+    "gpt2.modeling.dropped_attention": 3,
     "gpt2.modeling.losses": 3,
     "gpt2.modeling.linear_loss": 3,
     "gpt2.modeling.outputs": 3,

@@ -6,7 +6,6 @@ Shapes: see the legend in gpt2/modeling/transformer.py.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.config import GPT2Config
@@ -18,6 +17,7 @@ from gpt2.modeling.backends import (
     get_backend,
 )
 from gpt2.modeling.cache import KeyValue, KVCache, require_alike
+from gpt2.modeling.dropout import Dropout, dropout
 from gpt2.modeling.masks import Visibility, finite_bias
 from gpt2.modeling.segments import Segments
 
@@ -41,8 +41,8 @@ class GPT2Attention(nn.Module):
         else:
             self.c_attn = nn.Linear(config.n_embd, 3 * width)  # queries, keys, values
         self.c_proj = nn.Linear(width, config.n_embd)
-        self.attn_dropout = nn.Dropout(config.attn_pdrop)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.attn_dropout = Dropout(config.attn_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
 
         self.attend = get_backend(config.attn_implementation)
         self.takes_segments = config.attn_implementation in TAKES_SEGMENTS
@@ -145,7 +145,7 @@ class GPT2Attention(nn.Module):
                 weights = self._weights(q.float(), k.float(), visibility)
         else:
             weights = self._weights(q, k, visibility)  # (B, H, T, S)
-        weights = F.dropout(weights.to(v.dtype), dropout_p, training=dropout_p > 0)
+        weights = dropout(weights.to(v.dtype), dropout_p)
         return weights @ v, weights
 
     def _weights(self, q: Tensor, k: Tensor, visibility: Visibility) -> Tensor:

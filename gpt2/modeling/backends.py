@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gpt2.errors import BackendError, did_you_mean
 from gpt2.modeling import flash
+from gpt2.modeling.dropout import dropout, is_cheap
+from gpt2.modeling.dropped_attention import attend_with_dropout
 from gpt2.modeling.masks import causal_visibility
 
 
@@ -71,7 +73,7 @@ def attend_eager(
 ) -> Tensor:
     """Attention as its equation: softmax(scale · q kᵀ + mask) v."""
     weights = attention_weights(q, k, mask=mask, scale=scale, causal=causal)  # (B, H, T, S)
-    weights = F.dropout(weights.to(v.dtype), dropout_p, training=dropout_p > 0)
+    weights = dropout(weights.to(v.dtype), dropout_p)
     return weights @ v  # (B, H, T, Dh)
 
 
@@ -88,8 +90,13 @@ def attend_sdpa(
     """torch.nn.functional.scaled_dot_product_attention.
 
     Its own ``is_causal`` is aligned to the start of the keys, which is right
-    only where T = S; cached chunks get a mask that is aligned to the end.
+    only where T = S; cached chunks get a mask that is aligned to the end. On a
+    CPU it has no kernel with dropout: there dropped_attention.py is used.
     """
+    if is_cheap(q, dropout_p) and not (mask is not None and mask.requires_grad):
+        return attend_with_dropout(
+            q, k, v, mask=mask, scale=scale, causal=causal, dropout_p=dropout_p
+        )
     query_length, key_length = q.shape[-2], k.shape[-2]
     is_causal = False
     if causal and mask is None and query_length == key_length and query_length > 1:

@@ -20,6 +20,7 @@ from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.modeling.attention import GPT2Attention
 from gpt2.modeling.backends import TAKES_SEGMENTS
 from gpt2.modeling.cache import KVCache, as_cache
+from gpt2.modeling.dropout import Dropout
 from gpt2.modeling.inputs import (
     ValueChecks,
     head_scales,
@@ -96,7 +97,7 @@ class GPT2Model(GPT2PreTrainedModel):
         config = self.config
         self.wte = _embedding(config.vocab_size, config.n_embd)
         self.wpe = _embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([GPT2Block(config, i) for i in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.takes_segments = config.attn_implementation in TAKES_SEGMENTS
