@@ -11,13 +11,13 @@ import copy
 import functools
 import inspect
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
+from gpt2.configchecks import MAX_LABELS, check_config, check_table, whole_number
 from gpt2.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -25,26 +25,12 @@ from gpt2.errors import (
     did_you_mean,
     unknown_argument,
 )
-from gpt2.fieldchecks import check_bool, check_choice, check_number, check_whole
+from gpt2.fieldchecks import check_whole
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
 
 CONFIG_NAME = "config.json"
-
-#: What ``activation_function`` may be; gpt2.modeling.activations has the functions.
-ACTIVATION_NAMES = (
-    "relu", "silu", "gelu", "tanh", "gelu_new",
-    "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "swish",
-)  # fmt: skip
-SUMMARY_TYPES = ("last", "first", "mean", "cls_index", "attn")
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-
-# Sizes beyond these come from damaged files, not from models; a module tree of
-# 10**9 layers would hang before any allocation could fail.
-_MAX_SIZE = 2**31 - 1
-_MAX_LAYERS = 10_000
-_MAX_PARAMETERS = 10**13
 
 _C = TypeVar("_C", bound="type[GPT2Config]")
 
@@ -92,8 +78,7 @@ def _accept_aliases(cls: _C) -> _C:
 
 
 def _default_labels(count: int) -> dict[int, str]:
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _MAX_SIZE:
-        raise ConfigError(f"num_labels must be a whole number of at least 0, not {count!r}")
+    check_whole(ConfigError, "num_labels", count, 0, MAX_LABELS)
     return {i: f"LABEL_{i}" for i in range(count)}
 
 
@@ -163,13 +148,13 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name in ("id2label", "label2id", "pruned_heads", "extra"):
-            _check_table(name, getattr(self, name))
+            check_table(name, getattr(self, name))
         self.id2label = _default_labels(2) if self.id2label is None else self.id2label
         self.pruned_heads = self.pruned_heads or {}
         self.extra = self.extra or {}
         if self.torch_dtype is not None:  # torch.float16 itself may be given; its name is kept
             self.torch_dtype = str(self.torch_dtype).removeprefix("torch.")
-        labels = {_whole(k, "id2label"): v for k, v in self.id2label.items()}
+        labels = {whole_number(k, "id2label"): v for k, v in self.id2label.items()}
         object.__setattr__(self, "id2label", labels)
         label: Any
         for i, label in labels.items():
@@ -177,13 +162,7 @@ class GPT2Config:
                 raise ConfigError(f"id2label must name each label; {i} is {label!r:.200}")
         if self.label2id is None:
             self.label2id = {label: i for i, label in labels.items()}
-        heads: Any
-        for layer, heads in self.pruned_heads.items():
-            if not isinstance(heads, list | tuple | set) or {type(h) for h in heads} - {int}:
-                raise ConfigError(
-                    f"pruned_heads must map layers to lists of heads; {layer!r} is {heads!r:.200}"
-                )
-        pruned = {_whole(k, "pruned_heads"): sorted(v) for k, v in self.pruned_heads.items()}
+        pruned = {whole_number(k, "pruned_heads"): sorted(v) for k, v in self.pruned_heads.items()}
         object.__setattr__(self, "pruned_heads", pruned)
         self.validate()
 
@@ -240,64 +219,7 @@ class GPT2Config:
 
     def validate(self) -> None:
         """Raise ConfigError for the first impossible value; allocates nothing."""
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            check_whole(
-                ConfigError,
-                name,
-                getattr(self, name),
-                1,
-                _MAX_LAYERS if name == "n_layer" else _MAX_SIZE,
-            )
-        if self.n_inner is not None:
-            check_whole(ConfigError, "n_inner", self.n_inner, 1, _MAX_SIZE)
-        if self.n_embd % self.n_head:
-            raise ConfigError(
-                f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head}): "
-                "each head takes an equal share"
-            )
-        d, f = self.n_embd, self.inner_dim
-        parameters = (
-            self.n_layer * (4 * d * d + 2 * d * f) + (self.vocab_size + self.n_positions) * d
-        )
-        if parameters > _MAX_PARAMETERS:
-            raise ConfigError(
-                f"vocab_size {self.vocab_size}, n_positions {self.n_positions}, n_embd {d}, "
-                f"n_layer {self.n_layer} and n_inner {f} make {parameters:.2e} parameters; "
-                f"more than {_MAX_PARAMETERS:.0e} is taken for a damaged config"
-            )
-        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):
-            check_number(ConfigError, name, getattr(self, name), 0.0, 1.0)
-        for name in ("classifier_dropout", "hidden_dropout"):
-            if getattr(self, name) is not None:
-                check_number(ConfigError, name, getattr(self, name), 0.0, 1.0)
-        check_number(ConfigError, "layer_norm_epsilon", self.layer_norm_epsilon, 0.0, 1.0)
-        check_number(ConfigError, "initializer_range", self.initializer_range, 0.0, math.inf)
-        for f_ in fields(self):
-            if f_.type == "bool":
-                check_bool(ConfigError, f_.name, getattr(self, f_.name))
-        check_choice(ConfigError, "activation_function", self.activation_function, ACTIVATION_NAMES)
-        check_choice(ConfigError, "summary_type", self.summary_type, SUMMARY_TYPES)
-        if self.summary_activation is not None:
-            check_choice(
-                ConfigError, "summary_activation", self.summary_activation, ACTIVATION_NAMES
-            )
-        if self.problem_type is not None:
-            check_choice(ConfigError, "problem_type", self.problem_type, PROBLEM_TYPES)
-        for name in ("bos_token_id", "pad_token_id"):
-            if getattr(self, name) is not None:
-                # Only the type: tiny test models keep the published 50256 beyond their vocabulary.
-                check_whole(ConfigError, name, getattr(self, name), -_MAX_SIZE, _MAX_SIZE)
-        eos = self.eos_token_id
-        for token in eos if isinstance(eos, list) else [] if eos is None else [eos]:
-            check_whole(ConfigError, "eos_token_id", token, -_MAX_SIZE, _MAX_SIZE)
-        for layer, heads in self.pruned_heads.items():
-            check_whole(ConfigError, "pruned_heads: layer", layer, 0, self.n_layer - 1)
-            for head in heads:
-                check_whole(ConfigError, f"pruned_heads[{layer}]: head", head, 0, self.n_head - 1)
-            if len(set(heads)) >= self.n_head:
-                raise ConfigError(
-                    f"pruned_heads[{layer}] names all {self.n_head} heads; one must stay"
-                )
+        check_config(self)
 
     # -- files --------------------------------------------------------------------------------
 
@@ -466,22 +388,3 @@ _ALIASES = {n: a.field_name for n, a in vars(GPT2Config).items() if isinstance(a
 def _json_ready(plain: dict[str, Any]) -> dict[str, Any]:
     """Without a torch_dtype of null, which transformers would take for a dtype's name."""
     return {k: v for k, v in plain.items() if (k, v) != ("torch_dtype", None)}
-
-
-def _whole(key: Any, name: str) -> int:
-    """JSON has only string keys; "3" stands for 3."""
-    try:
-        if isinstance(key, int | str) and not isinstance(key, bool):
-            return int(key)
-    except ValueError:
-        pass
-    raise ConfigError(f"{name} must have whole numbers as keys, not {key!r}")
-
-
-def _check_table(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{name} must be an object, not {value!r}")
-    if name == "pruned_heads" and value is not None:
-        for layer, heads in value.items():
-            if not isinstance(heads, list | set) or not all(type(h) is int for h in heads):
-                raise ConfigError(f"pruned_heads[{layer}] must be a list of heads, not {heads!r}")

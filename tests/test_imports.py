@@ -23,6 +23,7 @@ PACKAGE = ROOT / "gpt2"
 FLOORS = {
     "gpt2.errors": 0,
     "gpt2.fieldchecks": 1,
+    "gpt2.configchecks": 2,
     "gpt2.progress": 1,
     "gpt2.storage": 1,
     "gpt2.config": 2,
@@ -65,6 +66,7 @@ WITHOUT_TORCH = (
     "gpt2.fieldchecks",
     "gpt2.progress",
     "gpt2.config",
+    "gpt2.configchecks",
     "gpt2.storage",
     "gpt2.tokenization",
 )

@@ -1,6 +1,7 @@
 """GPT2PreTrainedModel: what every model class shares besides its forward pass.
 
-Initialisation, and the tie between embedding and head. Loading and saving are in exchange.py.
+Initialisation, and the tie between embedding and head. What it does with files is in loading.py
+and saving.py.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch import nn
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentTypeError, StateDictError, unknown_argument
-from gpt2.modeling.exchange import FileExchange
 from gpt2.modeling.outputs import ModelOutput
+from gpt2.modeling.saving import Savable
 
 Output = TypeVar("Output", bound=ModelOutput)
 
 
-class GPT2PreTrainedModel(FileExchange):
+class GPT2PreTrainedModel(Savable):
     """Base of all models: ``config``, initialisation, tying, from_pretrained, save_pretrained."""
 
     config: GPT2Config

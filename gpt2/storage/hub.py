@@ -15,11 +15,16 @@ from typing import Any
 
 from gpt2.errors import ArgumentError, ArgumentTypeError, FileAccessError, HubError
 from gpt2.storage.atomic import recover
+from gpt2.storage.names import (
+    checked_filename,
+    checked_revision,
+    checked_subfolder,
+    checked_token,
+    is_repo_id,
+)
+from gpt2.storage.trust import check_download, check_etag, check_inside
 
-_REPO_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_ETAG = re.compile(r"[\w-][\w.+=-]*", re.ASCII)
 
 
 def open_repository(
@@ -54,7 +59,7 @@ def open_repository(
         )
     if "\0" in name or not name:
         raise ArgumentError(f"name_or_path must be a repository name or a path, not {name!r}")
-    folder = _checked_subfolder(subfolder)
+    folder = checked_subfolder(subfolder)
     directory = Path(name)
     if not directory.is_dir():
         recover(directory)
@@ -78,7 +83,7 @@ def open_repository(
     return _HubRepository(
         name,
         folder,
-        revision=_checked_revision(revision),
+        revision=checked_revision(revision),
         cache_dir=cache_dir,
         token=checked_token(token),
         local_files_only=local_files_only,
@@ -120,7 +125,7 @@ class _Directory(Repository):
         self._identity = _identity(self._directory)
 
     def find(self, filename: str) -> Path | None:
-        path = self._directory / _checked_filename(filename)
+        path = self._directory / checked_filename(filename)
         if _identity(self._directory) != self._identity:
             # Saves replace whole directories (storage.atomic); files of both would not fit.
             raise FileAccessError(
@@ -134,7 +139,7 @@ class _Directory(Repository):
             if folder.parent.name == "snapshots" and storage.name.startswith("models--"):
                 # A snapshot in the hub's cache holds links into the cache's own stores of blobs.
                 allowed += [storage / "blobs", storage.parent / "blobs"]
-        _check_inside(path, allowed)
+        check_inside(path, allowed)
         return path
 
     def require(self, filename: str) -> Path:
@@ -181,12 +186,12 @@ class _HubRepository(Repository):
         self._answers: dict[str, Path | None] = {}
 
     def find(self, filename: str) -> Path | None:
-        _checked_filename(filename)
+        checked_filename(filename)
         if filename not in self._answers:
             path = self._fetch(filename)
             if path is not None:
                 storage = path.parents[len(self._subfolder.parts) + 2]
-                _check_inside(path, [storage.resolve(), storage.parent.resolve()])
+                check_inside(path, [storage.resolve(), storage.parent.resolve()])
             self._answers[filename] = path
         return self._answers[filename]
 
@@ -210,7 +215,7 @@ class _HubRepository(Repository):
         if self._commit and not self._force_download and self._known_absent(entry):
             return None  # a commit never changes, so the hub need not be asked again
         if not self._offline and not (self._commit and held):
-            self._refuse_hostile_etag(entry, filename)
+            check_etag(self._stated_etag(entry), self._where(filename))
         try:
             path = Path(
                 hf_hub_download(
@@ -252,50 +257,25 @@ class _HubRepository(Repository):
             # httpx later), so there is no narrower base to name.
             raise self._explained(filename, error) from error
         if str(path) != held:
-            self._verify(path, filename)
+            check_download(path, self._where(filename))
         self._pin(path.parents[len(self._subfolder.parts)].name)
         return path
 
-    def _refuse_hostile_etag(self, entry: str, filename: str) -> None:
-        """Refuse an ETag that is a path: the cache names a file by it, and would write there.
+    def _stated_etag(self, entry: str) -> str | None:
+        """The ETag that the hub states for a file.
 
-        Costs one request of headers for each file that is not cached. Where it
-        fails, so will the download, which says why.
+        Costs one request of headers for each file that is not cached. None where it
+        fails: so will the download, which says why.
         """
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
         url = hf_hub_url(self.name, entry, revision=self._commit or self._revision)
         try:
-            etag = get_hf_file_metadata(
+            return get_hf_file_metadata(
                 url, token=self._token, timeout=constants.HF_HUB_ETAG_TIMEOUT
             ).etag
         except Exception:
-            return
-        if etag is not None and not _ETAG.fullmatch(etag):
-            raise HubError(
-                f"{self._where(filename)}: the hub's ETag {etag!r:.200} is no name of a file; "
-                "nothing was downloaded. Check HF_ENDPOINT: this is not how a hub answers"
-            )
-
-    def _verify(self, path: Path, filename: str) -> None:
-        """Refuse a fresh download whose bytes are not those that the hub's SHA-256 names.
-
-        The cache calls a large file by that hash; the hub's own library compares sizes only.
-        """
-        import hashlib  # costs milliseconds that nobody but a downloader should pay
-
-        blob = path.resolve()
-        if not _SHA256.fullmatch(blob.name):
-            return
-        with open(blob, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != blob.name:
-            path.unlink(missing_ok=True)
-            blob.unlink(missing_ok=True)
-            raise HubError(
-                f"{self._where(filename)}: the download is corrupt: its SHA-256 is {found}, the "
-                f"hub states {blob.name}. It was removed from the cache; try again"
-            )
+            return None
 
     def _explained(self, filename: str, error: Exception) -> HubError:
         hub = _hub_errors()
@@ -379,84 +359,6 @@ _ONCE_ONLINE = (
     "Load it once with a connection, so that it is cached, or pass the path of a directory that "
     "holds the files"
 )
-
-
-def is_repo_id(name: str) -> bool:
-    return (
-        _REPO_ID.fullmatch(name) is not None
-        and not any(part[0] in ".-" or part[-1] in ".-" for part in name.split("/"))
-        and "--" not in name
-        and ".." not in name
-        and not name.endswith(".git")
-    )
-
-
-def _checked_filename(filename: str) -> str:
-    """A name that opens a file in the repository's folder and nowhere else."""
-    if (
-        not isinstance(filename, str)
-        or filename in ("", ".", "..")
-        or any(sign in filename for sign in "/\\\0:")
-        or not filename.isprintable()
-    ):
-        raise ArgumentError(
-            f"{filename!r} is not a plain file name: no '/', '\\', ':', '..' or control characters"
-        )
-    return filename
-
-
-def _checked_subfolder(subfolder: str | None) -> PurePosixPath:
-    if subfolder is None:
-        return PurePosixPath()
-    if not isinstance(subfolder, str):
-        raise ArgumentTypeError(f"subfolder must be a string, not {subfolder!r}")
-    parts = PurePosixPath(subfolder).parts
-    if any(part == ".." or any(sign in part for sign in "/\\\0:") for part in parts):
-        raise ArgumentError(
-            f"subfolder={subfolder!r} must be a relative path inside the repository, with '/' "
-            "between its parts and without '..'"
-        )
-    return PurePosixPath(*parts)
-
-
-def _checked_revision(revision: str | None) -> str | None:
-    # It becomes a part of a URL and of a path in the cache (refs/<revision>).
-    if revision is None:
-        return None
-    if (
-        not isinstance(revision, str)
-        or not revision.isprintable()
-        or "\\" in revision
-        or any(part in ("", ".", "..") for part in revision.split("/"))
-    ):
-        raise ArgumentError(
-            f"revision={revision!r} must be the name of a branch or tag, or a commit hash"
-        )
-    return revision
-
-
-def checked_token(token: str | bool | None) -> str | bool | None:
-    # Never quoted: it is a secret. HTTP libraries quote a header that they refuse.
-    if isinstance(token, str) and not (token.isascii() and token.isprintable() and token.strip()):
-        raise ArgumentError("token is empty or holds characters that no token has")
-    if token is not None and not isinstance(token, str | bool):
-        raise ArgumentTypeError(f"token must be a string, a bool or None, not {type(token)}")
-    return token
-
-
-def _check_inside(path: Path, allowed: list[Path]) -> None:
-    """Refuse what is not a regular file, or is a link that leads out of the allowed folders."""
-    try:
-        end = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before 3.13
-        raise FileAccessError(f"{path} is a link that leads nowhere: {error}") from None
-    if not any(end.is_relative_to(folder) for folder in allowed):
-        raise FileAccessError(
-            f"{path} is a link that leads outside its directory, to {end}; it is not followed. "
-            "Copy the file itself into the directory"
-        )
-    if not end.is_file():
-        raise FileAccessError(f"{path} is not a regular file")
 
 
 def _hub_errors() -> Any:

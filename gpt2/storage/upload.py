@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ArgumentError, HubError
-from gpt2.storage.hub import checked_token, is_repo_id, reason_of
+from gpt2.storage.hub import reason_of
+from gpt2.storage.names import checked_token, is_repo_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -58,7 +58,7 @@ SIZES = """
         except GPT2Error as error:
             print(type(error).__name__, error)
 """
-IMPOSSIBLE: list[tuple[dict[str, int], list[str]]] = [
+IMPOSSIBLE: list[tuple[dict[str, int | None], list[str]]] = [
     ({"n_layer": -1}, ["n_layer", "-1"]),
     ({"n_embd": 33}, ["n_embd", "33", "n_head", "4"]),
     ({"n_head": 0}, ["n_head", "0"]),
@@ -66,6 +66,7 @@ IMPOSSIBLE: list[tuple[dict[str, int], list[str]]] = [
     ({"vocab_size": 10**12}, ["vocab_size"]),
     ({"n_positions": 10**11}, ["n_positions"]),
     ({"n_layer": 10**7}, ["n_layer"]),
+    ({"num_labels": 10**9, "id2label": None}, ["num_labels", "1000000000"]),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2.config import ACTIVATION_NAMES
+from gpt2.configchecks import ACTIVATION_NAMES
 from gpt2.errors import ConfigError
 from gpt2.modeling.activations import ACTIVATIONS, get_activation
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2.config import ACTIVATION_NAMES
+from gpt2.configchecks import ACTIVATION_NAMES
 from tests.helpers import at_attended
 from tests.parity.cases import CASES, Case, Inputs, calls, labels_without_padding, make_inputs
 from tests.parity.record import compare, count
