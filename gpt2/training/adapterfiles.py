@@ -7,6 +7,7 @@ as well as on ours: A and B have one orientation whatever that of the weight is.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gpt2.modeling.pretrained import GPT2PreTrainedModel
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
-from gpt2.training.lora import LoraConfig, LoraLinear, adapted_layers, add_lora
+from gpt2.training.lora import LoraConfig, LoraLinear, adapted_layers, add_lora, check_plain
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -31,7 +32,10 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
     "layer_replication": (None,), "lora_bias": (False, None), "target_parameters": ([], None),
     "trainable_token_indices": (None,), "alora_invocation_tokens": (None,),
-    "use_bdlora": (False, None), "arrow_config": (None,),
+    "use_bdlora": (False, None), "arrow_config": (None,), "use_qalora": (False, None),
+    "kasa_config": (None,), "monteclora_config": (None,),
+    # The others take something off the base weights, or freeze B.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }  # fmt: skip
 
 
@@ -82,15 +86,11 @@ def load_lora(
     compute (DoRA, rsLoRA, ranks per layer …), StateDictError for tensors that do not
     fit the model, and what `add_lora` raises.
     """
+    check_plain(model)
     repository = open_repository(name_or_path, **where)
     path = repository.require(CONFIG_NAME)
     content = read_json_object(path)
-    for field, plain in _PLAIN.items():
-        if content.get(field, plain[0]) not in plain:
-            raise FileFormatError(
-                f"{path}: {field} is {content[field]!r}; only plain LoRA adapters are read, with "
-                f"{field} {plain[0]!r}"
-            )
+    _refuse_other_kinds(path, content)
     tensors = _read(repository.require(WEIGHTS_NAME))
     ends = (".lora_A.weight", ".lora_B.weight")
     layers = sorted({name.removesuffix(end) for name in tensors for end in ends if end in name})
@@ -104,6 +104,7 @@ def load_lora(
                 f"{name_or_path}: {WEIGHTS_NAME} adapts {name!r}, which {type(model).__name__} "
                 "does not have"
             )
+    _refuse_undelivered(path, content, known, layers, whole)
     try:
         config = LoraConfig(
             r=content.get("r", 8),
@@ -120,6 +121,44 @@ def load_lora(
         for name, tensor in tensors.items():
             model.get_parameter(name).copy_(tensor)
     return targets
+
+
+def _refuse_other_kinds(path: Path, content: dict[str, Any]) -> None:
+    for field, plain in _PLAIN.items():
+        if content.get(field, plain[0]) not in plain:
+            raise FileFormatError(
+                f"{path}: {field} is {content[field]!r}; only plain LoRA adapters are read, with "
+                f"{field} {plain[0]!r}"
+            )
+    for field, value in content.items():
+        if field.startswith("use_") and field not in _PLAIN and value:
+            raise FileFormatError(
+                f"{path}: {field} is {value!r}, which this library does not know; only plain LoRA "
+                "adapters are read"
+            )
+
+
+def _refuse_undelivered(
+    path: Path, content: dict[str, Any], known: Collection[str], layers: list[str], whole: list[str]
+) -> None:
+    """The weights must be of the modules that the config names, and of all that are saved whole."""
+
+    def fits(module: str, names: Iterable[str]) -> bool:
+        return any(module == name or module.endswith("." + name) for name in names)
+
+    targets: Any = content.get("target_modules")
+    for layer in layers if isinstance(targets, list) else ():  # else a pattern, or all-linear
+        if not fits(layer, targets):
+            raise FileFormatError(
+                f"{path}: target_modules is {targets!r}, but {WEIGHTS_NAME} adapts {layer}"
+            )
+    # peft names every head that there may be, such as classifier and score.
+    for name in content.get("modules_to_save") or ():
+        asked, delivered = (any(fits(m, [name]) for m in modules) for modules in (known, whole))
+        if asked and not delivered:
+            raise StateDictError(
+                f"{path}: modules_to_save names {name!r}, of which {WEIGHTS_NAME} holds nothing"
+            )
 
 
 def _own(model: GPT2PreTrainedModel, layers: dict[str, LoraLinear]) -> list[str]:
@@ -156,6 +195,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     for name in tensors:
         if not name.startswith(_PREFIX):
             raise StateDictError(f"{path}: the tensor {name!r} does not begin with {_PREFIX}")
+        if not tensors[name].is_floating_point():
+            raise StateDictError(
+                f"{path}: the tensor {name!r} has the dtype {tensors[name].dtype}; the weights of "
+                "an adapter are floating-point numbers"
+            )
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 

@@ -46,9 +46,11 @@ def pad_rows(
     too. ``filler`` is the id at padding columns; nobody reads it.
 
     Raises ArgumentTypeError for what is no row, and ArgumentError for an empty
-    row, entries of different lengths, or entries that only some rows have.
+    row, one that is all padding or all prompt (labels of −100 only), entries of
+    different lengths, or entries that only some rows have.
     """
     check_choice(ArgumentError, "padding_side", padding_side, ("left", "right"))
+    check_whole(ArgumentError, "filler", filler, 0)
     if not rows:
         raise ArgumentError("there are no rows to make a batch of")
     plain = [checked_row(row, number) for number, row in enumerate(rows)]
@@ -98,8 +100,20 @@ def checked_row(row: Any, number: int) -> dict[str, Tensor]:
                 f"row {number}: {name} has {len(values)} values, input_ids {len(ids)}"
             )
     mask = entries.setdefault("attention_mask", torch.ones_like(ids))
-    labels = entries.get("labels", ids)
-    entries["labels"] = labels.masked_fill(mask == 0, IGNORE_INDEX)
+    if ((mask != 0) & (mask != 1)).any():
+        raise ArgumentError(
+            f"row {number}: attention_mask must be of 0 and 1, but has values from "
+            f"{mask.min()} to {mask.max()}"
+        )
+    if not mask.any():
+        raise ArgumentError(f"row {number} is all padding: its attention_mask is 0 throughout")
+    labels = entries.get("labels", ids).masked_fill(mask == 0, IGNORE_INDEX)
+    if (labels == IGNORE_INDEX).all():
+        raise ArgumentError(
+            f"row {number} has nothing to learn from: its labels are all {IGNORE_INDEX}, as over a "
+            "prompt; leave the row out"
+        )
+    entries["labels"] = labels
     return entries
 
 
@@ -110,7 +124,8 @@ def _vector(values: Any, name: str, number: int) -> Tensor:
         raise ArgumentTypeError(f"row {number}: {name} must be a list of whole numbers") from None
     if not vector.numel():
         return vector.new_empty(0, dtype=torch.int64)
-    if vector.dim() != 1 or vector.is_floating_point():
+    flags = vector.dtype == torch.bool and name != "attention_mask"
+    if vector.dim() != 1 or vector.is_floating_point() or flags:
         raise ArgumentTypeError(
             f"row {number}: {name} must be a list of whole numbers, not of shape "
             f"{tuple(vector.shape)} and {vector.dtype}"
@@ -129,6 +144,9 @@ class PaddingCollator:
     padding_side: str | None = None  # None: the tokenizer's
     pad_to_multiple_of: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_tokenizer(self.tokenizer)
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The rows as one batch; see `pad_rows`."""
         return pad_rows(
@@ -136,6 +154,14 @@ class PaddingCollator:
             filler=_filler(self.tokenizer),
             padding_side=self.padding_side or self.tokenizer.padding_side,
             pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+
+
+def _check_tokenizer(tokenizer: object) -> None:
+    # By its attributes: importing the class would import all of the tokenization.
+    if not hasattr(tokenizer, "padding_side") or not hasattr(tokenizer, "eos_token_id"):
+        raise ArgumentTypeError(
+            f"tokenizer must be a GPT2Tokenizer, not a {type(tokenizer).__name__}"
         )
 
 
@@ -151,7 +177,7 @@ def _filler(tokenizer: GPT2Tokenizer) -> int:
 class CompletionCollator:
     """``collate_fn`` over rows with a ``prompt`` and a ``completion``: learn only the latter.
 
-    Each is a text, or a list of ids. They are tokenized apart, so that the
+    Each is a text, or ids (a list, an array or a tensor). They are tokenized apart, so that the
     model meets the very ids that it will be asked with; a completion that goes
     on behind a word therefore begins with its own space. The tokenizer's BOS,
     if it adds one, comes first; EOS comes last and is learned, also where it
@@ -173,6 +199,7 @@ class CompletionCollator:
     pad_to_multiple_of: int | None = None
 
     def __post_init__(self) -> None:
+        _check_tokenizer(self.tokenizer)
         check_choice(ArgumentError, "truncation", self.truncation, ("error", "prompt"))
         check_bool(ArgumentError, "append_eos", self.append_eos)
         if self.max_length is not None:
@@ -223,8 +250,10 @@ class CompletionCollator:
         if isinstance(text, str):
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
             return ids
-        if isinstance(text, Sequence) and all(type(id_) is int for id_ in text):
-            return list(text)
+        # datasets gives lists, or with set_format arrays and tensors
+        values = text.tolist() if hasattr(text, "tolist") else text
+        if isinstance(values, list | tuple) and all(type(id_) is int for id_ in values):
+            return list(values)
         raise ArgumentTypeError(
             f"row {number}: {name} must be a text or a list of ids, not {text!r:.200}"
         )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -31,6 +31,7 @@ from gpt2.errors import ArgumentError, ArgumentTypeError, ConfigError, FileForma
 from gpt2.modeling.pretrained import GPT2PreTrainedModel
 from gpt2.storage.atomic import recover, staged_directory
 from gpt2.storage.jsonfiles import read_json_object, write_json
+from gpt2.training.checkpointfiles import read_failure, read_index, write_failure
 from gpt2.training.sharded import local, own_part, together, whole
 from gpt2.training.tensor_parallel import fused_orders
 
@@ -71,7 +72,10 @@ def save_checkpoint(
                 key: _as_documented(tensor, order)
                 for key, (tensor, order) in _tensors(model, optimizer).items()
             }
-        together(lambda: _write(stage, tensors, content))
+        try:
+            together(lambda: _write(stage, tensors, content))
+        except CheckpointException as error:  # raised on all ranks
+            raise write_failure(Path(directory), error) from error
         together(stack.close)  # every rank has written: the stage takes its place
 
 
@@ -99,7 +103,10 @@ def load_checkpoint(
         key: goal.detach() if order is None else torch.empty_like(goal.detach())
         for key, (goal, order) in goals.items()
     }
-    together(lambda: _with_torch(load, state, path))
+    try:
+        together(lambda: _with_torch(load, state, path))
+    except CheckpointException as error:  # raised on all ranks
+        raise read_failure(path, error) from error
     with torch.no_grad():
         for key, (goal, order) in goals.items():
             if order is not None:
@@ -217,6 +224,8 @@ def _read_run(
     run = read_json_object(path / _RUN)
     if set(run) != {"config", "groups", "extra"}:
         raise FileFormatError(f"{path / _RUN} is not what save_checkpoint writes: it has {[*run]}")
+    if not isinstance(run["config"], dict):
+        raise FileFormatError(f"{path / _RUN}: config is no JSON object, but {run['config']!r:.80}")
     ours, theirs = model.config.to_dict(), run["config"]
     differing = [
         f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
@@ -229,7 +238,7 @@ def _read_run(
             f"{path} was saved with another config: {'; '.join(differing)}; make the model with "
             "the config of the run"
         )
-    known = FileSystemReader(path).read_metadata().state_dict_metadata
+    known = read_index(path)
     missing = [n for n, _ in model.named_parameters() if f"model.{n}" not in known]
     if missing:
         raise FileFormatError(f"{path} has no {', '.join(missing[:5])}, which the model has")

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from gpt2.errors import ArgumentError
+from gpt2.errors import ArgumentError, ArgumentTypeError
 from gpt2.fieldchecks import check_number, check_whole
 from gpt2.modeling.pretrained import GPT2PreTrainedModel
 
@@ -40,9 +41,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check_whole(ArgumentError, "r", self.r, 1)
-        check_number(ArgumentError, "lora_alpha", self.lora_alpha, 0, 1e6)
+        # With 0 nothing would ever be learned.
+        check_number(ArgumentError, "lora_alpha", self.lora_alpha, 1e-6, 1e6)
         check_number(ArgumentError, "lora_dropout", self.lora_dropout, 0, 1)
-        if isinstance(self.modules_to_save, str) or not self.target_modules:
+        targets = [] if isinstance(self.target_modules, str) else self.target_modules
+        if not (self.target_modules and _are_names(targets) and _are_names(self.modules_to_save)):
             raise ArgumentError(
                 "target_modules and modules_to_save must be lists of names, the first not empty; "
                 f"found {self.target_modules!r} and {self.modules_to_save!r}"
@@ -89,13 +92,15 @@ def add_lora(model: GPT2PreTrainedModel, config: LoraConfig | None = None) -> li
     The model is changed in place. What trains afterwards: the adapters, and
     ``modules_to_save``. Raises ArgumentError for a name that no module has, for
     targets that are no linear layers (wte), for a tied head, and for a model that
-    has adapters already.
+    has adapters already or is parallel; ArgumentTypeError for what is none of
+    gpt2's models, or no LoraConfig.
     """
-    config = config or LoraConfig()
-    if adapted_layers(model):
-        raise ArgumentError("the model has adapters already; merge_lora or drop_lora them first")
+    check_plain(model)
+    config = LoraConfig() if config is None else config
+    if not isinstance(config, LoraConfig):
+        raise ArgumentTypeError(f"config must be a LoraConfig, not a {type(config).__name__}")
     targets = _targets(model, config)
-    trained = [_named(model, name) for name in config.modules_to_save]
+    trained = [_trained_whole(model, name, targets) for name in config.modules_to_save]
     model.requires_grad_(False)
     for path in targets:
         parent, _, leaf = path.rpartition(".")
@@ -107,8 +112,20 @@ def add_lora(model: GPT2PreTrainedModel, config: LoraConfig | None = None) -> li
     return targets
 
 
+def check_plain(model: GPT2PreTrainedModel) -> None:
+    """Raise what `add_lora` raises for a model that can take no adapters."""
+    if not isinstance(model, GPT2PreTrainedModel):
+        raise ArgumentTypeError(f"model must be one of gpt2's, not a {type(model).__name__}")
+    if adapted_layers(model):
+        raise ArgumentError("the model has adapters already; merge_lora or drop_lora them first")
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        raise ArgumentError("the model is parallel already; add adapters before parallelize")
+
+
 def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """The model's layers with adapters, by path."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch module, not a {type(model).__name__}")
     return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear)}
 
 
@@ -162,11 +179,10 @@ def _targets(model: GPT2PreTrainedModel, config: LoraConfig) -> list[str]:
                     f"target_modules: {path} is a {type(module).__name__}; LoRA adapts linear "
                     "layers, such as c_attn, c_proj and c_fc"
                 )
-            if model.config.tie_word_embeddings and f"{path}.weight" in model.tied_weights:
+            if tied := _tied_to(model, path):
                 raise ArgumentError(
-                    f"target_modules: {path} is tied to {model.tied_weights[f'{path}.weight']}, so "
-                    "an adapter of one of them would part the two; leave it out, or load the "
-                    "model with tie_word_embeddings=False"
+                    f"target_modules: {path} is tied to {tied}, so an adapter of one of them would "
+                    "part the two; leave it out, or load the model with tie_word_embeddings=False"
                 )
         found.update(ends)
     return [path for path, _ in model.named_modules() if path in found]
@@ -179,18 +195,49 @@ def _ending(model: nn.Module, name: str) -> list[str]:
     return paths
 
 
-def _named(model: GPT2PreTrainedModel, name: str) -> str:
+def _trained_whole(model: GPT2PreTrainedModel, name: str, targets: list[str]) -> str:
+    """The path of the module that ``modules_to_save`` names."""
     paths = _ending(model, name)
-    if any(map(_in_blocks, paths)):
+    inner = [
+        f"{path}.{leaf}" for path in paths for leaf, _ in model.get_submodule(path).named_modules()
+    ]
+    if any(map(_in_blocks, inner)):
         raise ArgumentError(
-            f"modules_to_save: {name!r} lies in the blocks ({paths[0]}); give it an adapter "
-            "(target_modules), and leave modules_to_save to heads and embeddings"
+            f"modules_to_save: {name!r} lies in the blocks or holds them ({paths[0]}); give what "
+            "is in them an adapter (target_modules); modules_to_save is for heads and embeddings"
         )
     if len(paths) > 1:
         raise ArgumentError(
             f"modules_to_save: {name!r} fits {len(paths)} modules ({paths[0]}, {paths[1]} …)"
         )
-    return paths[0]
+    path = paths[0]
+    if not list(model.get_submodule(path).parameters()):
+        raise ArgumentError(f"modules_to_save: {path} has no parameters to train")
+    if tied := _tied_to(model, path):
+        raise ArgumentError(
+            f"modules_to_save: {path} is tied to {tied}, which would train as well, and peft would "
+            "part the two; leave it out, or load the model with tie_word_embeddings=False"
+        )
+    if path in targets:
+        raise ArgumentError(f"{path} is named in target_modules and in modules_to_save; choose one")
+    return path
+
+
+def _tied_to(model: GPT2PreTrainedModel, path: str) -> str | None:
+    """The name of the other weight, where the module's own is tied to one."""
+    if not model.config.tie_word_embeddings:
+        return None
+    weight = f"{path}.weight"
+    ties = {**model.tied_weights, **{b: a for a, b in model.tied_weights.items()}}
+    return ties.get(weight)
+
+
+def _are_names(names: object) -> bool:
+    return (
+        isinstance(names, Sequence)
+        and not isinstance(names, str)
+        and all(isinstance(name, str) and name for name in names)
+    )
 
 
 def _in_blocks(path: str) -> bool:

@@ -92,6 +92,10 @@ class PackingCollator:
     filler: int = 0
     pad_to_multiple_of: int | None = None
 
+    def __post_init__(self) -> None:
+        check_whole(ArgumentError, "block_size", self.block_size, 2)
+        check_whole(ArgumentError, "filler", self.filler, 0)
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The rows as one packed batch; see `pack`."""
         return pad_rows(

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.fieldchecks import check_bool
 from gpt2.modeling.pretrained import GPT2PreTrainedModel
 from gpt2.modeling.transformer import GPT2Model
 from gpt2.training.tensor_parallel import apply_tensor_parallel
@@ -69,6 +70,16 @@ def parallelize(
     inner features or tokens that cannot be shared out.
     """
     _check_model(model)
+    for name, flag in (
+        ("tensor_parallel", tensor_parallel),
+        ("activation_checkpointing", activation_checkpointing),
+        ("compile", compile),
+    ):
+        check_bool(ArgumentError, name, flag)
+    if not isinstance(fully_shard, bool | MixedPrecisionPolicy):
+        raise ArgumentTypeError(
+            f"fully_shard must be True, False or a MixedPrecisionPolicy, not {fully_shard!r}"
+        )
     names = _check_mesh(mesh, tensor_parallel, bool(fully_shard))
     if not next(model.parameters()).is_meta:
         for tensor in [*model.parameters(), *model.buffers()]:
