@@ -122,7 +122,10 @@ def main() -> int:
     collate = CompletionCollator(
         tokenizer, max_length=model.config.n_positions, truncation="prompt"
     )
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=options.lr, betas=(0.9, 0.95))
+    # fused: one pass over the parameters, without a second copy of them
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model), lr=options.lr, betas=(0.9, 0.95), fused=True
+    )
     schedule = cosine_with_warmup(
         optimizer, warmup_steps=options.steps // 20, total_steps=options.steps
     )
@@ -197,7 +200,7 @@ def train_step(
     model.train()
     total = 0.0
     for batch in batches:
-        loss = model(**batch, num_items_in_batch=items).loss
+        loss = model(**batch, num_items_in_batch=items, return_logits=False).loss
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -29,6 +29,7 @@ from gpt2.modeling.linear_loss import summed_linear_cross_entropy
 from gpt2.modeling.losses import (
     averaged,
     causal_lm_loss,
+    check_loss_terms,
     classification_loss,
     next_token_targets,
 )
@@ -76,6 +77,8 @@ class GPT2LMHeadModel(GenerativeModel):
         logits_to_keep: int | Tensor = 0,
         return_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         check_inputs: bool = True,
         **unknown: Any,
     ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
@@ -86,6 +89,9 @@ class GPT2LMHeadModel(GenerativeModel):
         target in another document than its source. The loss is the mean over
         the targets that count, or their sum divided by ``num_items_in_batch``
         (not looked at without labels: Trainer sends it so with label smoothing).
+        ``label_smoothing`` ε adds ε times the mean over the vocabulary of −log p
+        to 1 − ε times that of the target, and ``z_loss`` z adds z · (log Z)², where
+        log Z = log Σ exp(logits) (arXiv:1512.00567, arXiv:2204.02311 section 5).
         ``logits_to_keep``: the number of last positions to compute logits for
         (0: all), or their indices, (K,) for all rows or (B, K) for each.
         ``return_logits=False`` gives the loss alone, in far less memory: the
@@ -95,6 +101,7 @@ class GPT2LMHeadModel(GenerativeModel):
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
         checks = ValueChecks(check_inputs)
+        check_loss_terms(label_smoothing, z_loss, labels)
         if labels is not None:
             require_ids("labels", labels, token_shape(input_ids, inputs_embeds))
             checks.ids_in_range("labels", labels, self.config.vocab_size, ignore=IGNORE_INDEX)
@@ -120,7 +127,7 @@ class GPT2LMHeadModel(GenerativeModel):
         attended = attended_positions(attention_mask, x)
         loss, logits = _loss_and_logits(
             self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep,
-            return_logits,
+            return_logits, label_smoothing, z_loss,
         )  # fmt: skip
         output = CausalLMOutputWithCrossAttentions(
             loss=loss,
@@ -171,6 +178,8 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         return_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
         mc_num_items_in_batch: int | Tensor | None = None,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         check_inputs: bool = True,
         **unknown: Any,
     ) -> GPT2DoubleHeadsModelOutput | tuple[Any, ...]:
@@ -182,12 +191,14 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         here, as in GPT2LMHeadModel; ``mc_labels`` (B,) is the right choice,
         −100 leaves it out. The two losses, ``loss`` and ``mc_loss``, are means,
         or sums over ``num_items_in_batch`` tokens and ``mc_num_items_in_batch``
-        rows. With ``document_ids`` (B, C, T) a choice is judged by its last
-        document. The other arguments are GPT2LMHeadModel.forward's.
+        rows; ``label_smoothing`` and ``z_loss`` are terms of ``loss``. With
+        ``document_ids`` (B, C, T) a choice is judged by its last document. The
+        other arguments are GPT2LMHeadModel.forward's.
         """
         refuse_unknown(self, unknown)
         require_one_input(input_ids, inputs_embeds)
         checks = ValueChecks(check_inputs)
+        check_loss_terms(label_smoothing, z_loss, labels)
         shape = token_shape(input_ids, inputs_embeds)  # (B, C, T)
         if labels is not None:
             require_ids("labels", labels, shape)
@@ -229,7 +240,7 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         mc_logits = self.multiple_choice_head(x, summarised, mc_token_ids).squeeze(-1)  # (B, C)
         loss, logits = _loss_and_logits(
             self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep,
-            return_logits,
+            return_logits, label_smoothing, z_loss,
         )  # fmt: skip
         mc_loss = None
         if mc_labels is not None:
@@ -262,6 +273,8 @@ def _loss_and_logits(
     num_items_in_batch: int | Tensor | None,
     logits_to_keep: int | Tensor,
     return_logits: bool,
+    label_smoothing: float,
+    z_loss: float,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The loss, where there are labels, and the logits of the positions that are asked for."""
     if not return_logits:
@@ -270,7 +283,9 @@ def _loss_and_logits(
         if isinstance(logits_to_keep, Tensor) or logits_to_keep:
             raise ArgumentError("logits_to_keep names logits that return_logits=False leaves out")
         targets = next_token_targets(labels, attended, document_ids)
-        total = summed_linear_cross_entropy(lm_head, x.flatten(0, -2), targets.flatten())
+        total = summed_linear_cross_entropy(
+            lm_head, x.flatten(0, -2), targets.flatten(), label_smoothing, z_loss
+        )
         return averaged(total, (targets != IGNORE_INDEX).sum(), num_items_in_batch), None
     if labels is None:
         return None, lm_head(_keep(x, logits_to_keep))
@@ -281,6 +296,8 @@ def _loss_and_logits(
         attended=attended,
         document_ids=document_ids,
         num_items_in_batch=num_items_in_batch,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
     )
     return loss, _keep(logits, logits_to_keep)
 

@@ -20,19 +20,27 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.modeling.inputs import IGNORE_INDEX
-from gpt2.modeling.losses import summed_cross_entropy
+from gpt2.modeling.losses import below_peak, loss_of_rows, summed_cross_entropy, to_gradient_
 
 # float32 numbers that the logits of a chunk may have: 64 MB, 333 rows of GPT-2's vocabulary
 _CHUNK_NUMBERS = 2**24
 
 
-def summed_linear_cross_entropy(head: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+def summed_linear_cross_entropy(
+    head: nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
     """Σ −log softmax(head(x))[target], float32 (); rows with target −100 are left out.
 
     ``x`` (N, D), ``targets`` (N,) int64. The head's weight is used directly
     where the head is a plain linear layer. Any other module (with an adapter,
     quantized, hooked) is called chunk by chunk, and again in the backward pass.
+    losses.py has the formulas of ``label_smoothing`` and ``z_loss``.
     """
+    terms = label_smoothing, z_loss
     if not torch.compiler.is_compiling():  # a graph may not count on the number of targets
         rows = targets != IGNORE_INDEX
         x, targets = x[rows], targets[rows]
@@ -42,15 +50,15 @@ def summed_linear_cross_entropy(head: nn.Module, x: Tensor, targets: Tensor) -> 
         if torch.is_autocast_enabled(x.device.type):  # as the layer itself would be computed
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
-        return _LinearCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call, no-any-return]
+        return _LinearCrossEntropy.apply(x, weight, targets, *terms)  # type: ignore[no-untyped-call, no-any-return]
     total = x.new_zeros((), dtype=torch.float32)
     for piece, target in zip(*_pieces(x, targets, _vocabulary(head)), strict=True):
-        total = total + checkpoint(_of_piece, head, piece, target, use_reentrant=False)
+        total = total + checkpoint(_of_piece, head, piece, target, *terms, use_reentrant=False)
     return total
 
 
-def _of_piece(head: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
-    return summed_cross_entropy(head(x), targets)
+def _of_piece(head: nn.Module, x: Tensor, targets: Tensor, *terms: float) -> Tensor:
+    return summed_cross_entropy(head(x), targets, *terms)
 
 
 def _is_plain(head: nn.Module) -> bool:
@@ -78,32 +86,36 @@ def _pieces(x: Tensor, targets: Tensor, columns: int) -> tuple[Any, Any]:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Both gradients are computed in the forward pass; backward scales them.
 
-    d/dlogits (log Σ exp logits − logits[target]) = softmax(logits) − onehot(target) = g,
-    and with logits = x Wᵀ: dx = g W, dW = gᵀ x.
+    With logits = x Wᵀ and g the gradient of the logits (`to_gradient_`): dx = g W, dW = gᵀ x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        needs_x, needs_weight, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, smoothing: float, z_loss: float
+    ) -> Tensor:
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
         dx = torch.empty_like(x) if needs_x else None
         # Half precision would round each chunk's part of the sum.
         dw = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         total = x.new_zeros((), dtype=torch.float32)
         start = 0
+        room: Tensor | None = None  # one for all chunks: fresh memory costs more than its numbers
         for piece, target in zip(*_pieces(x, targets, len(weight)), strict=True):
-            counts = target != IGNORE_INDEX
+            counts = (target != IGNORE_INDEX)[:, None]
             target = target.clamp(min=0)[:, None]
-            g = F.linear(piece, weight).float()  # (n, V), the logits so far
+            if weight.dtype != torch.float32 or torch.compiler.is_compiling():
+                g = F.linear(piece, weight).float()  # (n, V), the logits so far
+            else:
+                room = x.new_empty(len(piece), len(weight)) if room is None else room
+                g = torch.mm(piece, weight.t(), out=room[: len(piece)])
             peak = g.amax(-1, keepdim=True)
-            # The row's peak and its log Σ exp(x − peak) are kept apart: see losses.py.
-            lost = peak - g.gather(-1, target)
+            gap = below_peak(g, target, peak, smoothing)
             g.sub_(peak).exp_()
-            sums = g.sum(-1, keepdim=True)
-            total += torch.where(counts, (lost + sums.log())[:, 0], 0.0).sum()
+            log_sum = g.sum(-1, keepdim=True).log()
+            total += torch.where(counts, loss_of_rows(gap, peak, log_sum, z_loss), 0.0).sum()
             if dx is not None or dw is not None:
-                g.div_(sums)
-                g.scatter_add_(-1, target, torch.full_like(target, -1, dtype=g.dtype))
-                g = g.mul_(counts[:, None]).to(weight.dtype)
+                to_gradient_(g, target, counts.float(), peak, log_sum, smoothing, z_loss)
+                g = g.to(weight.dtype)
             if dx is not None:
                 torch.mm(g, weight, out=dx[start : start + len(piece)])
             if dw is not None and weight.dtype == torch.float32:
@@ -117,10 +129,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw = ctx.saved_tensors
         return (
             None if dx is None else (dx * gradient).to(dx.dtype),
             None if dw is None else (dw * gradient).to(ctx.dtype),
+            None,
+            None,
             None,
         )

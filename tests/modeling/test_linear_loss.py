@@ -56,6 +56,8 @@ def test_loss_and_gradients_are_those_with_logits(chunk: None, tied: bool) -> No
     model = tiny_model(tie_word_embeddings=tied)
     same(*both(model, input_ids=IDS, labels=LABELS))
     same(*both(model, input_ids=IDS, labels=LABELS, attention_mask=MASK, num_items_in_batch=40))
+    terms = {"label_smoothing": 0.2, "z_loss": 1e-2}
+    same(*both(model, input_ids=IDS, labels=LABELS, attention_mask=MASK, **terms))
     documents = torch.arange(12).expand(2, -1) // 5
     same(*both(model, input_ids=IDS, labels=LABELS, document_ids=documents))
 
@@ -64,13 +66,14 @@ def test_the_double_heads_have_it_too(chunk: None) -> None:
     model = tiny_model(GPT2DoubleHeadsModel)
     ids = torch.stack([IDS, IDS.flip(1)], 1)
     same(*both(model, input_ids=ids, labels=ids, mc_labels=torch.tensor([1, 0])))
+    same(*both(model, input_ids=ids, labels=ids, label_smoothing=0.2, z_loss=1e-2))
 
 
 def test_other_heads_than_a_plain_linear_are_called(chunk: None) -> None:
     model = tiny_model(tie_word_embeddings=False)
     calls: list[int] = []
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    same(*both(model, input_ids=IDS, labels=LABELS))
+    same(*both(model, input_ids=IDS, labels=LABELS, label_smoothing=0.2, z_loss=1e-2))
     assert len(calls) > 2
     model = tiny_model(tie_word_embeddings=False)
     add_lora(model, LoraConfig(target_modules=["lm_head"]))

@@ -164,3 +164,36 @@ def test_negative_counts_are_refused() -> None:
         causal_lm_loss(LOGITS, LABELS, num_items_in_batch=-1)
     with pytest.raises(ArgumentTypeError, match=r"num_items_in_batch must be a number .*not str"):
         causal_lm_loss(LOGITS, LABELS, num_items_in_batch="3")  # type: ignore[arg-type]
+
+
+TERMS = [(0.1, 0.0), (0.0, 1e-2), (0.3, 1e-3), (1.0, 0.0)]
+
+
+@pytest.mark.parametrize(("smoothing", "z"), TERMS)
+def test_smoothing_and_z_loss_are_those_of_torch_and_of_the_formula(
+    chunk: int, smoothing: float, z: float
+) -> None:
+    ours, theirs = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
+    loss = causal_lm_loss(ours, LABELS, label_smoothing=smoothing, z_loss=z)
+    x, targets = theirs[:, :-1].reshape(-1, V), LABELS[:, 1:].reshape(-1)
+    x = x[targets != -100]
+    expected = F.cross_entropy(x, targets[targets != -100], label_smoothing=smoothing)
+    expected = expected + z * x.logsumexp(-1).square().mean()
+    assert_close(loss, expected, 1e-6)
+    (2.5 * loss).backward()
+    (2.5 * expected).backward()
+    assert_close(ours.grad, theirs.grad, 2e-6)
+    items = causal_lm_loss(
+        LOGITS, LABELS, label_smoothing=smoothing, z_loss=z, num_items_in_batch=2 * len(x)
+    )
+    assert_close(items, expected / 2, 1e-6)
+
+
+def test_terms_out_of_range_or_without_labels_are_refused() -> None:
+    model, ids = tiny_model(), torch.tensor([[1, 2, 3]])
+    for name, bad in (("label_smoothing", 1.5), ("label_smoothing", -0.1), ("z_loss", -1.0)):
+        with pytest.raises(ArgumentError, match=f"{name} must be a number from 0 to .*not {bad}"):
+            model(ids, labels=ids, **{name: bad})
+    for name in ("label_smoothing", "z_loss"):
+        with pytest.raises(ArgumentError, match=f"{name} is a term of the loss, which needs label"):
+            model(ids, **{name: 0.1})
