@@ -30,7 +30,8 @@ class Encoding:
     Attributes:
         ids: the ids.
         type_ids: 1 for the second text of a pair, else 0.
-        tokens: as the vocabulary file spells them.
+        tokens: as the vocabulary file spells them, added ones as the text has them (with the white
+            space that they take along).
         offsets: (first character, the one behind the last) in the text; (0, 0) for special tokens
             and padding. Where words were given, they count from the start of each word.
         attention_mask: 0 for padding.
@@ -126,7 +127,7 @@ class Aligned:
         return 2 if 1 in numbers else 1
 
     def tokens(self, batch_index: int = 0) -> list[str]:
-        """The tokens of a row as the vocabulary file spells them."""
+        """The tokens of a row as the vocabulary file spells them; see `Encoding` for added ones."""
         return self._encoding(batch_index).tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:

@@ -53,11 +53,15 @@ class _Origin:
         for row, offsets in zip(self.rows, self.offsets(), strict=True):
             texts = self.traced[row.sample]
             ids = row.ids([text.ids for text in texts], self.filler)
+            tokens = row.column([text.tokens for text in texts], None)
             encodings.append(
                 Encoding(
                     ids=ids,
                     type_ids=row.token_type_ids(),
-                    tokens=[self.reader.tokens[id_] for id_ in ids],
+                    tokens=[
+                        self.reader.tokens[id_] if token is None else token
+                        for id_, token in zip(ids, tokens, strict=True)
+                    ],
                     offsets=offsets,
                     attention_mask=row.attention_mask(),
                     special_tokens_mask=row.special_tokens_mask(),
@@ -307,6 +311,9 @@ class TextCalls(TokenDecoder):
     ) -> list[str]:
         """The tokens of one text (and its pair) as the vocabulary file spells them.
 
+        An added token comes as the text has it, with the white space that it takes along (lstrip,
+        rstrip), as in transformers 5.
+
         >>> tokenizer.tokenize("Hello world")
         ['Hello', 'Ġworld']
 
@@ -316,8 +323,10 @@ class TextCalls(TokenDecoder):
             arguments: further ones of a call.
         """
         arguments["add_special_tokens"] = add_special_tokens
-        ids: list[int] = self.encode(text, pair, **arguments)
-        return self.convert_ids_to_tokens(ids)
+        if not isinstance(text, str) and not arguments.get("is_split_into_words"):
+            raise ArgumentTypeError(f"tokenize takes one text, not {type(text).__name__}")
+        tokens: list[str] = self(text, pair, **arguments).tokens()
+        return tokens
 
     # ------------------------------------------------------------------ documented other names
 

@@ -20,18 +20,21 @@ Span = tuple[int, int]
 
 @dataclass
 class Traced:
-    """The ids of a text with their origin; three lists of one length.
+    """The ids of a text with their origin; lists of one length.
 
     Attributes:
         ids: the ids.
         spans: first character and the one behind the last that an id has bytes of. Ids that share
             a character of several bytes share its span.
         words: the number of the word (as the pattern cuts them, or as they were given) of each id.
+        tokens: as the vocabulary file spells each; an added token as the text has it, with the
+            white space that it takes along.
     """
 
     ids: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -83,22 +86,29 @@ class TextReader:
         The spans of words that are encoded one by one count from the start of each word.
         """
         traced = Traced()
+        added: dict[int, str] = {}  # place among the ids -> an added token as the text has it
         if isinstance(text, str):
-            self._trace(text, traced)
+            self._trace(text, traced, added)
         else:
             for number, word in enumerate(text):
-                self._trace(word, traced, number)
+                self._trace(word, traced, added, number)
         if self.lacks_bytes:
             traced.ids = self._without_unknown(traced.ids)
+        traced.tokens = [self.tokens[id_] for id_ in traced.ids]
+        for place, token in added.items():
+            traced.tokens[place] = token
         return traced
 
-    def _trace(self, text: str, traced: Traced, word_number: int | None = None) -> None:
+    def _trace(
+        self, text: str, traced: Traced, added: dict[int, str], word_number: int | None = None
+    ) -> None:
         before = len(traced.ids)
         number = 0
         for start, end, id_ in self.finder.spans(text):
             if id_ is None:
                 number = self._trace_piece(text[start:end], start, number, traced)
             else:
+                added[len(traced.ids)] = text[start:end]
                 traced.ids.append(id_)
                 traced.spans.append((start, end))
                 traced.words.append(number)
