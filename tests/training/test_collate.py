@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -59,6 +60,16 @@ def test_a_rows_own_padding_is_not_learned_but_its_filler_ids_are() -> None:
         ([{"input_ids": [1], "text": "a"}], ArgumentError, "'text'"),
         ([{"input_ids": [1.5]}], ArgumentTypeError, "whole numbers"),
         ([{"input_ids": [[1]]}], ArgumentTypeError, "whole numbers"),
+        ([{"input_ids": [True]}], ArgumentTypeError, "whole numbers, not of .* torch.bool"),
+        ([{"input_ids": [1, 2], "labels": [2.0, 1]}], ArgumentTypeError, "labels must be a list"),
+        ([{"input_ids": [1], "labels": None}], ArgumentTypeError, "labels must be a list"),
+        ([{"input_ids": [1, 2], "attention_mask": [2, 1]}], ArgumentError, "from 1 to 2"),
+        ([{"input_ids": [1], "attention_mask": [0]}], ArgumentError, "row 0 is all padding"),
+        (
+            [{"input_ids": [1]}, {"input_ids": [1, 2], "labels": [-100, -100]}],
+            ArgumentError,
+            "row 1 has nothing to learn from: its labels are all -100",
+        ),
         (
             [{"input_ids": [1]}, {"input_ids": [1], "document_ids": [1]}],
             ArgumentError,
@@ -69,6 +80,13 @@ def test_a_rows_own_padding_is_not_learned_but_its_filler_ids_are() -> None:
 def test_pad_rows_names_what_is_wrong(rows: list, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         pad_rows(rows)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_ids_come_as_lists_arrays_and_tensors(tokenizer: GPT2Tokenizer, kind: Callable) -> None:
+    row = CompletionCollator(tokenizer).encode({"prompt": kind([5, 6]), "completion": kind([7])})
+    eos = tokenizer.eos_token_id
+    assert row == {"input_ids": [5, 6, 7, eos], "labels": [-100, -100, 7, eos]}
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -129,6 +147,9 @@ def test_bos_comes_first_where_the_tokenizer_adds_it() -> None:
         ({"prompt": "a", "completion": ""}, ArgumentError, "row 1 has an empty completion"),
         ({"prompt": "a", "completion": None}, ArgumentTypeError, "row 1: completion must be"),
         ({"prompt": ["a"], "completion": "b"}, ArgumentTypeError, "row 1: prompt must be"),
+        ({"prompt": b"a", "completion": "b"}, ArgumentTypeError, "row 1: prompt must be"),
+        ({"prompt": np.ones(2), "completion": "b"}, ArgumentTypeError, "row 1: prompt must be"),
+        ({"prompt": "a", "completion": []}, ArgumentError, "row 1 has an empty completion"),
     ],
 )
 def test_bad_completion_rows_are_named(
@@ -143,6 +164,12 @@ def test_settings_that_cannot_be_are_refused(tokenizer: GPT2Tokenizer) -> None:
         CompletionCollator(tokenizer, truncation="completion")
     with pytest.raises(ArgumentError, match="padding_side"):
         PaddingCollator(tokenizer, padding_side="top")([{"input_ids": [1]}])
+    for collator in (PaddingCollator, CompletionCollator):
+        with pytest.raises(ArgumentTypeError, match="tokenizer must be a GPT2Tokenizer, not a int"):
+            collator(512)
+    for filler in (-1, 1.5, None):
+        with pytest.raises(ArgumentError, match="filler must be a whole number"):
+            pad_rows([{"input_ids": [1]}], filler=filler)  # type: ignore[arg-type]
 
 
 def test_blocks_cover_an_array_and_a_map_of_a_file(tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel
-from gpt2.errors import ArgumentError, FileFormatError, StateDictError
+from gpt2.errors import ArgumentError, ArgumentTypeError, FileFormatError, StateDictError
 from gpt2.training.adapterfiles import load_lora, save_lora
 from gpt2.training.lora import (
     LoraConfig,
@@ -141,8 +142,20 @@ def test_a_fresh_head_is_trained_and_saved_as_a_whole(tmp_path: Path) -> None:
         ({"target_modules": ["q_proj"]}, "no module whose path ends in 'q_proj'"),
         ({"target_modules": "c_attn"}, "must be a list of names"),
         ({"modules_to_save": ["ln_1"]}, "lies in the blocks"),
+        ({"modules_to_save": ["transformer"]}, "or holds them"),
+        ({"modules_to_save": ["drop"]}, "transformer.drop has no parameters"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head is tied to transformer.wte.weight"),
+        ({"modules_to_save": ["wte"]}, "wte is tied to lm_head.weight"),
+        ({"modules_to_save": ["score"]}, "no module whose path ends in 'score'"),
+        ({"modules_to_save": "score"}, "must be lists of names"),
+        ({"modules_to_save": [1]}, "must be lists of names"),
         ({"r": 0}, "r must be a whole number"),
+        ({"r": True}, "r must be a whole number"),
+        ({"lora_alpha": 0}, "lora_alpha must be a number from 1e-06"),
+        ({"lora_dropout": 1.5}, "lora_dropout must be a number from 0 to 1"),
         ({"target_modules": []}, "not empty"),
+        ({"target_modules": [""]}, "must be lists of names"),
+        ({"target_modules": 5}, "must be lists of names"),
     ],
 )
 def test_targets_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -151,6 +164,23 @@ def test_targets_that_cannot_be_are_refused(settings: dict[str, Any], words: str
         add_lora(model, LoraConfig(**settings))
     assert not adapted_layers(model)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_is_no_model_or_no_config_is_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match="one of gpt2's, not a Sequential"):
+        add_lora(torch.nn.Sequential(tiny_model()))  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="one of gpt2's, not a str"):
+        load_lora("model", "adapter")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="config must be a LoraConfig, not a dict"):
+        add_lora(tiny_model(), {"r": 8})  # type: ignore[arg-type]
+    for change in (merge_lora, unmerge_lora, drop_lora):
+        with pytest.raises(ArgumentError, match="has no adapters; add_lora or load_lora"):
+            change(tiny_model())
+        with pytest.raises(ArgumentTypeError, match="a torch module, not a str"):
+            change("model")  # type: ignore[arg-type]
+    both = {"target_modules": ["score"], "modules_to_save": ["score"]}
+    with pytest.raises(ArgumentError, match="score is named in target_modules and in modules_to"):
+        add_lora(tiny_model(GPT2ForSequenceClassification), LoraConfig(**both))
 
 
 def test_an_untied_head_can_be_adapted() -> None:
@@ -173,8 +203,18 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         assert not adapted_layers(model)
 
     refused(StateDictError, r"lora_A.weight is \(2, 32\).*\(2, 16\) in the", tiny_model(n_embd=16))
-    config.write_text(json.dumps({**settings, "use_dora": True}))
-    refused(FileFormatError, "use_dora is True; only plain LoRA")
+    for field, value in (
+        ("peft_type", "IA3"), ("use_dora", True), ("use_rslora", True), ("use_qalora", True),
+        ("bias", "all"), ("rank_pattern", {"c_fc": 4}), ("init_lora_weights", "pissa_niter_4"),
+    ):  # fmt: skip
+        config.write_text(json.dumps({**settings, field: value}))
+        refused(FileFormatError, f"{field} is {re.escape(repr(value))}; only plain LoRA")
+    config.write_text(json.dumps({**settings, "use_tomorrows_kind": {"a": 1}}))
+    refused(FileFormatError, "use_tomorrows_kind is {'a': 1}, which this library does not know")
+    config.write_text(json.dumps({**settings, "target_modules": ["c_fc"]}))
+    refused(FileFormatError, r"target_modules is \['c_fc'\], but .* adapts transformer.h.0.attn")
+    config.write_text(json.dumps({**settings, "modules_to_save": ["ln_f"]}))
+    refused(StateDictError, "modules_to_save names 'ln_f', of which .* holds nothing")
     config.write_text(json.dumps({**settings, "r": 3}))
     refused(StateDictError, r"\(2, 32\) in adapter_model.safetensors; \(3, 32\) in the model")
     config.write_text(json.dumps({**settings, "r": "many"}))
@@ -187,6 +227,10 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         weights,
     )
     refused(StateDictError, "'transformer.h.7.x', which GPT2LMHeadModel does not have")
+    save_file({k: (v * 100).int() for k, v in tensors.items()}, weights)
+    refused(StateDictError, "has the dtype torch.int32")
+    with pytest.raises(ArgumentError, match="has adapters already"):
+        load_lora(adapted(), tmp_path)
     save_file({"lora_A": tensors[name]}, weights)
     refused(StateDictError, "does not begin with base_model.model.")
 

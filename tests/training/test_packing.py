@@ -67,5 +67,11 @@ def test_what_cannot_be_packed_is_named() -> None:
         pack([{"input_ids": [1]}, {"input_ids": list(range(9))}], 8)
     with pytest.raises(ArgumentError, match="row 0 has document_ids"):
         pack([{"input_ids": [1], "document_ids": [1]}], 8)
+    with pytest.raises(ArgumentError, match="row 0 is all padding"):
+        pack([{"input_ids": [1], "attention_mask": [0]}, {"input_ids": [1]}], 8)
     with pytest.raises(ArgumentError, match="no rows"):
         PackingCollator(8)([])
+    with pytest.raises(ArgumentError, match="block_size must be a whole number"):
+        PackingCollator(0)
+    with pytest.raises(ArgumentError, match="filler must be a whole number"):
+        PackingCollator(8, filler=-1)
