@@ -5,7 +5,11 @@ Two starts of processes do everything that is looked at here (tests/training/wor
 
 from __future__ import annotations
 
+import os
+import pickle
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
+from gpt2.errors import ConfigError, FileAccessError, FileFormatError
 from gpt2.training.distributed_checkpoint import load_checkpoint, save_checkpoint
 from gpt2.training.optim import parameter_groups
 from tests.helpers import assert_close, tiny_model
@@ -74,7 +79,9 @@ def single(
 def check_modes(results: dict[str, Any]) -> None:
     for where, result in results.items():
         settings = SEVERAL[result.get("kind", "tied 97")]
-        loss, gradients = single(rows(0, settings["vocab_size"]), settings)
+        loss, gradients = single(
+            rows(0, settings["vocab_size"]), settings, **result.get("arguments", {})
+        )
         mode = where.partition(" ")[0]
         compare(f"distributed loss {mode}", result["loss"], loss, where=where)
         assert result["gradients"].keys() == gradients.keys()
@@ -96,13 +103,13 @@ def check_same_weights(export: Path, model: GPT2LMHeadModel) -> None:
 
 def test_two_processes_give_the_loss_and_the_gradients_of_one(at_two: Path) -> None:
     results = read(at_two / "modes2")
-    assert len(results) == 2 * (len(SEVERAL) * 2 + 1)
+    assert len(results) == 2 * (len(SEVERAL) * 2 + 2)
     check_modes(results)
 
 
 def test_fsdp_times_tensor_parallel_gives_the_same(at_four: Path) -> None:
     results = read(at_four / "modes4")
-    assert len(results) == len(SEVERAL) * 2 + 1
+    assert len(results) == len(SEVERAL) * 2 + 2
     check_modes(results)
 
 
@@ -251,6 +258,93 @@ def test_a_rank_killed_while_saving_leaves_the_last_checkpoint(tmp_path: Path, v
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    model = tiny_model(**WORDS)
+    optimizer = workers.optimizer_of(model)
+    workers.train(model, optimizer, rows(0))
+    save_checkpoint(folder, model, optimizer)
+    return folder
+
+
+class Hostile:
+    """Unpickled, it would make a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def cut_short(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("name", "breaking", "error", "words"),
+    [
+        (
+            "__0_0.distcp",
+            lambda p: cut_short(p, 1000),
+            FileFormatError,
+            "has 1000 bytes, of .* cut",
+        ),
+        ("__0_0.distcp", lambda p: cut_short(p, -1), FileFormatError, "it is cut short"),
+        ("__0_0.distcp", Path.unlink, FileAccessError, "__0_0.distcp cannot be read: No such"),
+        (".metadata", Path.unlink, FileAccessError, ".metadata cannot be read: No such"),
+        (".metadata", lambda p: cut_short(p, 0), FileFormatError, ".metadata is not the index"),
+        (".metadata", lambda p: cut_short(p, 900), FileFormatError, ".metadata is not the index"),
+        (
+            ".metadata",
+            lambda p: p.write_bytes(pickle.dumps(Hostile(p.with_name("made")))),
+            FileFormatError,
+            "not the index of a checkpoint: it asks for posix.mkdir",
+        ),
+        ("run.json", lambda p: p.write_text("{"), FileFormatError, "run.json is not valid JSON"),
+        (
+            "run.json",
+            lambda p: p.write_text('{"config": 1, "groups": null, "extra": {}}'),
+            FileFormatError,
+            "run.json: config is no JSON object, but 1",
+        ),
+    ],
+)
+def test_a_broken_checkpoint_is_named_and_changes_nothing(
+    whole_run: Path,
+    tmp_path: Path,
+    name: str,
+    breaking: Callable[[Path], Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    breaking(tmp_path / "run" / name)
+    model = tiny_model(seed=4, **WORDS)
+    optimizer = workers.optimizer_of(model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(error, match=words):
+        load_checkpoint(tmp_path / "run", model, optimizer)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert not optimizer.state
+    assert not (tmp_path / "run" / "made").exists()
+
+
+def test_garbled_data_is_an_error_of_ours(whole_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole_run, tmp_path / "run")
+    data = tmp_path / "run" / "__0_0.distcp"
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(FileFormatError, match="run cannot be read: rank 0: "):
+        load_checkpoint(tmp_path / "run", tiny_model(**WORDS))
+
+
+def test_resuming_with_another_config_names_both_values(whole_run: Path) -> None:
+    model = tiny_model(**{**WORDS, "n_layer": 3, "layer_norm_epsilon": 1e-6})
+    with pytest.raises(ConfigError, match="1e-05 there and 1e-06 here; n_layer is 2 there and 3"):
+        load_checkpoint(whole_run, model)
+
+
 # ---------------------------------------------------------------- memory, refusals
 
 
@@ -276,6 +370,14 @@ def test_a_rank_has_its_share_of_the_memory(more: dict[str, Any]) -> None:
         ("idle", "ArgumentError: mesh has 2 ranks along 'dp', which fully_shard=False"),
         ("twice", "ArgumentError: the model is parallel already"),
         ("lora", "ArgumentError: .*c_attn is a LoraLinear"),
+        ("no policy", "ArgumentTypeError: fully_shard must be True, False or a MixedPrec.* 'yes'"),
+        ("no flag", "ArgumentError: compile must be True or False, not 'yes'"),
+        ("adapters behind", "ArgumentError: the model is parallel already; add adapters before"),
+        ("dp twice", "ArgumentError: the model is parallel already"),
+        (
+            "wrapped",
+            "ArgumentTypeError: model must be one of gpt2's, not a DistributedDataParallel",
+        ),
         ("no mesh", "ArgumentTypeError: mesh must be a DeviceMesh, not a str"),
         ("head_mask", "ArgumentError: head_mask cannot be had with tensor_parallel"),
         ("attentions", "ArgumentError: output_attentions cannot be had with tensor_parallel"),

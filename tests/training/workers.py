@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
@@ -149,6 +150,10 @@ def leave(path: Path, result: Any) -> None:
     dist.barrier()
 
 
+#: what may be added to the cross-entropy
+TERMS = {"label_smoothing": 0.2, "z_loss": 1e-2}
+
+
 def loss_and_gradients(
     model: Any, batch: Tensor, mesh: DeviceMesh, **arguments: Any
 ) -> dict[str, Any]:
@@ -180,6 +185,9 @@ def compare_modes(folder: Path, modes: list[Mode], name: str) -> None:
         where = f"{'×'.join(mode[1])} {mode[0]} checkpointed"
         results[where] = loss_and_gradients(again, own_rows(rows(0), mesh), mesh)
         results[where]["kind"] = "tied 97"
+        where = f"{'×'.join(mode[1])} {mode[0]} smoothed"
+        results[where] = loss_and_gradients(again, own_rows(rows(0), mesh), mesh, **TERMS)
+        results[where] |= {"kind": "tied 97", "arguments": TERMS}
     leave(folder / name, results)
 
 
@@ -360,6 +368,11 @@ def refusals(folder: Path, pretrained: Path) -> dict[str, str]:
         "idle": lambda: cut(tiny_model(**WORDS), dp, fully_shard=False),
         "twice": lambda: cut(parallel, tp),
         "lora": lambda: cut(adapted, tp),
+        "no policy": lambda: cut(tiny_model(**WORDS), dp, fully_shard="yes"),
+        "no flag": lambda: cut(tiny_model(**WORDS), tp, compile="yes"),
+        "adapters behind": lambda: add_lora(parallel),
+        "dp twice": lambda: cut(cut(tiny_model(**WORDS), dp), dp),
+        "wrapped": lambda: cut(DistributedDataParallel(tiny_model(**WORDS)), dp),
         "no mesh": lambda: parallelize(tiny_model(**WORDS), "dp"),  # type: ignore[arg-type]
         "head_mask": lambda: parallel(rows(0), head_mask=torch.ones(4)),
         "attentions": lambda: parallel(rows(0), output_attentions=True),
