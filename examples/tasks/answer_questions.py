@@ -60,7 +60,7 @@ def main() -> None:
         return output.loss, torch.tensor(right)
 
     test = held_out(options)
-    train(model, step, options, lr=1.5e-3)
+    train(model, step, options, lr=1.5e-3, head="qa_outputs")
     _, right = evaluate(model, step, test)
     save(options, model, tokenizer)
     baseline, what = best_baseline(test)

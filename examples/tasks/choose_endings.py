@@ -68,7 +68,7 @@ def main() -> None:
     test = held_out(options)
     nn.init.zeros_(model.multiple_choice_head.summary.weight)  # so far it knows nothing
     before = evaluate(model, step, test)[1].float().mean()
-    train(model, step, options, lr=5e-4)
+    train(model, step, options, lr=5e-4, head="multiple_choice_head")
     after = evaluate(model, step, test)[1].float().mean()
     save(options, model, tokenizer)
     print(f"  the language model alone, before fine-tuning: {before:.1%}")

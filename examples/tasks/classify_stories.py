@@ -60,13 +60,13 @@ def main() -> None:
 
     test = held_out(options)
     if not options.topics:
-        train(model, mood, options)
+        train(model, mood, options, head="score")
         _, right = evaluate(model, mood, test)
         save(options, model, tokenizer)
         baseline = majority(story.mood for story in test)
         report("mood", right.float().mean().item(), baseline, "the most frequent mood")
         return
-    train(model, topics, options)
+    train(model, topics, options, head="score")
     _, right = evaluate(model, topics, test)  # (stories, C)
     save(options, model, tokenizer)
     for number, name in enumerate(names):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import gpt2
+from gpt2.training.lora import LoraConfig, adapted_layers, add_lora, drop_lora, merge_lora
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 CHECKPOINT = EXAMPLES / "stories-gpt2"
@@ -40,12 +41,13 @@ def parse_options(
     steps: int,
     batch_size: int = 16,
     held_out: int = 1000,
+    lora: bool = True,
     more: Callable[[argparse.ArgumentParser], Any] | None = None,
 ) -> argparse.Namespace:
     """The options of the command line; seeds torch and says what runs.
 
     ``steps``, ``batch_size`` and ``held_out`` (stories to measure on) are those of a full run;
-    ``more`` may add options.
+    ``lora``: whether there is something to adapt; ``more`` may add options.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,7 +56,12 @@ def parse_options(
     add("--quick", action="store_true", help="a few steps, in seconds, to see that it runs")
     add("--seed", type=_seed, default=0, help="of the stories, the new head and dropout")
     add("--steps", type=_positive, help=f"optimizer steps (default: {steps})")
+    add("--lr", type=float, help="learning rate at its highest (default: the task's, ×5 for LoRA)")
     add("--save", type=Path, metavar="DIR", help="write model and tokenizer there")
+    if lora:
+        add("--lora", action="store_true", help="train adapters and the new head, nothing else")
+        add("--rank", type=_positive, default=8, help="of the adapters (default: 8)")
+        add("--targets", default="c_attn", help="layers to adapt, by commas (default: c_attn)")
     if more is not None:
         more(parser)
     options = parser.parse_args()
@@ -105,9 +112,25 @@ def batches(stories: Iterable[Story], size: int, pool: int = 32) -> Iterator[lis
 # Training and measuring ------------------------------------------------------------------
 
 
-def train(model: nn.Module, step: Step, options: argparse.Namespace, *, lr: float = 1e-3) -> None:
-    """AdamW over new stories, with warm-up, a linear decay to 0 and clipped gradients."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+def train(
+    model: nn.Module,
+    step: Step,
+    options: argparse.Namespace,
+    *,
+    lr: float = 1e-3,
+    head: str | None = None,
+) -> None:
+    """AdamW over new stories, with warm-up, a linear decay to 0 and clipped gradients.
+
+    ``head`` is the new part of the model, which LoRA trains as a whole.
+    """
+    if getattr(options, "lora", False):
+        adapt(model, options, head)
+        lr *= 5  # an adapter learns at several times the rate of a whole weight
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=options.lr or lr, betas=(0.9, 0.95), weight_decay=0.01
+    )
     steps, warmup = options.steps, max(1, options.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: min((done + 1) / warmup, (steps - done) / (steps - warmup + 1))
@@ -124,6 +147,24 @@ def train(model: nn.Module, step: Step, options: argparse.Namespace, *, lr: floa
         optimizer.zero_grad()
         schedule.step()
         bar.show(number, loss.item(), right.float().mean().item())
+
+
+def adapt(model: nn.Module, options: argparse.Namespace, head: str | None) -> None:
+    """Give the model adapters, as the command line says, and freeze all else but the head."""
+    targets = options.targets if options.targets == "all-linear" else options.targets.split(",")
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=2 * options.rank,
+        target_modules=targets,
+        modules_to_save=[] if head is None else [head],
+    )
+    whole = sum(p.numel() for p in model.parameters())
+    add_lora(model, config)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        f"  LoRA of rank {options.rank} in {options.targets}: {count:,} of {whole:,} parameters "
+        f"train ({count / whole:.2%})"
+    )
 
 
 @torch.inference_mode()
@@ -179,9 +220,12 @@ def report(task: str, accuracy: float, baseline: float, what: str) -> None:
 
 
 def save(options: argparse.Namespace, *parts: Any) -> None:
-    """Write model and tokenizer, if the command line says where."""
+    """Write model, adapters merged, and tokenizer, if the command line says where."""
     if options.save is not None:
         for part in parts:
+            if isinstance(part, nn.Module) and adapted_layers(part):
+                merge_lora(part)
+                drop_lora(part)
             part.save_pretrained(options.save)
 
 

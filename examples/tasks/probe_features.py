@@ -29,7 +29,7 @@ from gpt2 import GPT2Model, GPT2Tokenizer
 
 
 def main() -> None:
-    options = parse_options(__doc__, steps=250)
+    options = parse_options(__doc__, steps=250, lora=False)
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT, add_bos_token=True)
     model = GPT2Model.from_pretrained(CHECKPOINT)
     width = model.config.n_embd

@@ -52,7 +52,7 @@ def main() -> None:
         return output.loss, (output.logits.argmax(-1) == labels)[judged]
 
     test = held_out(options)
-    train(model, step, options)
+    train(model, step, options, head="classifier")
     _, right = evaluate(model, step, test)
     save(options, model, tokenizer)
     baseline = majority(tag for story in test for tag in story.tags)

@@ -14,6 +14,7 @@ import torch
 import gpt2
 
 TASKS = Path(__file__).resolve().parents[2] / "examples" / "tasks"
+CHECKPOINT = TASKS.parent / "stories-gpt2"
 RUNS = [
     ("probe_features.py", "GPT2Model", "features"),
     ("learn_quizzes.py", "GPT2LMHeadModel", "quizzes"),
@@ -50,6 +51,29 @@ def test_a_task_trains_measures_and_saves(
     tokenizer = gpt2.GPT2Tokenizer.from_pretrained(tmp_path / "out")
     assert model.config.vocab_size == len(tokenizer)
     assert (tokenizer.cls_token is not None) == (task == "endings")
+
+
+def test_with_lora_few_parameters_train_and_the_rest_is_as_it_was(tmp_path: Path) -> None:
+    adapters = ("--lora", "--rank", "2", "--targets", "c_attn,mlp.c_fc", "--lr", "0.01")
+    done = run("choose_endings.py", "--quick", *adapters, "--save", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"LoRA of rank 2 in c_attn,mlp.c_fc: ([\d,]+) of ([\d,]+) param", done.stdout)
+    assert said is not None
+    count, whole = (int(number.replace(",", "")) for number in said.groups())
+    # A (r, in) and B (out, r) in each of four blocks, and the head with its bias
+    assert count == 4 * 2 * ((160 + 480) + (160 + 640)) + 161
+    assert count < 0.02 * whole
+    before = dict(gpt2.GPT2LMHeadModel.from_pretrained(CHECKPOINT).named_parameters())
+    after = gpt2.GPT2LMHeadModel.from_pretrained(tmp_path / "out")  # merged: a plain model
+    for name, parameter in after.named_parameters():
+        same = torch.equal(parameter[: len(before[name])], before[name])  # but for the new [CLS]
+        assert same == (not name.endswith(("c_attn.weight", "c_fc.weight"))), name
+
+
+def test_the_probe_has_nothing_to_adapt() -> None:
+    done = run("probe_features.py", "--quick", "--lora")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --lora" in done.stderr
 
 
 def test_every_class_has_its_example_and_all_runs_them() -> None:
