@@ -63,6 +63,7 @@ DOCUMENTED: dict[str, dict[tuple[int, int], tuple[float, float] | None]] = {
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "H20": 148e12, "B200": 2250e12}
 NEW = 64  # new tokens of an inference sample
 DECODE_PROMPT, DECODE_NEW = 32, 256
+EAGER, COMPILED = "gpt2-eager", "gpt2-compiled"
 
 
 @dataclass
@@ -225,19 +226,14 @@ def _inference(model: GPT2LMHeadModel, batch: int, length: int, device: str, rou
 def decode(device: str, shape: str, read: float, options: Options, goals: Goals) -> None:
     """Tokens per second in bfloat16: prepared and compiled, plain, and transformers."""
     config = config_of(shape)
-    with tempfile.TemporaryDirectory() as made:
-        models: dict[str, Any] = {}
-        plain = _random_model(shape, device, torch.bfloat16)
-        models["gpt2 eager"] = plain
-        models["gpt2 compiled"] = plain.prepare_for_inference(weights="bfloat16", compile=True)
-        models["gpt2 compiled"].generation_config.eos_token_id = None
-        if "transformers" in options.against:
-            directory = Path(made) / "work"
-            make_checkpoint(directory, shape)
-            theirs = load_transformers(directory, dtype=torch.bfloat16)
-            models["transformers"] = theirs.to(device)
-    models = options.chosen(models)
-    ids = _ids(plain, 1, DECODE_PROMPT, device)
+    makers: dict[str, Callable[[], Any]] = {
+        EAGER: lambda: _random_model(shape, device, torch.bfloat16),
+        COMPILED: lambda: _compiled_model(shape, device),
+    }
+    if "transformers" in options.against:
+        makers["transformers"] = lambda: _their_model(shape, device)
+    models = {name: make() for name, make in options.chosen(makers).items()}
+    ids = torch.randint(config.vocab_size - 1, (1, DECODE_PROMPT), device=device)
     mask = torch.ones_like(ids)
 
     def generate(model: Any, new: int) -> Tensor:
@@ -263,9 +259,9 @@ def decode(device: str, shape: str, read: float, options: Options, goals: Goals)
         call = median(call for call, _ in taken)
         share = limits.read_per_step(config, 2) / read / step
         print(f"{name:18}{1 / step:12.1f}{DECODE_NEW / call:12.1f}{share:14.2f}{first[name]:14.1f}")
-        if name == "gpt2 compiled" and shape == "gpt2":
+        if name == COMPILED and shape == "gpt2":
             goals.add("decode bf16, gpt2, compiled", 1 / step, ">=", 2000, " tok/s")
-        if name == "gpt2 compiled" and shape == "gpt2-xl":
+        if name == COMPILED and shape == "gpt2-xl":
             goals.add("decode bf16, gpt2-xl, compiled, share of bandwidth", share, ">=", 0.65)
 
 
@@ -329,6 +325,20 @@ def _random_model(
     model = GPT2LMHeadModel(config).to(device=device, dtype=dtype).eval()
     model.generation_config.eos_token_id = None
     return model
+
+
+def _compiled_model(shape: str, device: str) -> GPT2LMHeadModel:
+    plain = _random_model(shape, device, torch.bfloat16)
+    fast = plain.prepare_for_inference(weights="bfloat16", compile=True)
+    fast.generation_config.eos_token_id = None
+    return fast
+
+
+def _their_model(shape: str, device: str) -> Any:
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made) / "work"
+        make_checkpoint(directory, shape)
+        return load_transformers(directory, dtype=torch.bfloat16).to(device)
 
 
 def _ids(model: GPT2LMHeadModel, batch: int, length: int, device: str) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 from gpt2 import GPT2Config
 
 GIGA = 1e9
+STREAM = 2**29  # bytes, far beyond what the caches hold
+SQUARE = 2048  # side of the matrices of print_gemm_rates
 READ = "stream read"
 PRODUCTS = "products alone"
 
@@ -29,13 +31,12 @@ def best(work: Callable[[], object], device: str = "cpu", tries: int = 5) -> flo
 class Stream:
     """A call gives the bytes per second that a stream of reads gets just now.
 
-    The faster of two ways to read float32, of each the median of five. ``size`` in bytes, far
-    beyond what the caches hold.
+    The faster of two ways to read ``size`` bytes of float32, of each the median of five.
     """
 
-    def __init__(self, device: str = "cpu", size: int = 2**29) -> None:
+    def __init__(self, device: str = "cpu", size: int | None = None) -> None:
         self.device = device
-        self.x = torch.ones(size // 4, device=device)
+        self.x = torch.ones((size or STREAM) // 4, device=device)
 
     def __call__(self) -> float:
         ways = (self.x.sum, self.x.max)
@@ -43,10 +44,10 @@ class Stream:
         return self.x.nbytes / min(times)
 
 
-def gemm_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> float:
+def gemm_rate(dtype: torch.dtype, device: str, size: int) -> float:
     """FLOP per second of a product of two square matrices, (size, size) each."""
     a, b, out = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
-    return 2 * size**3 / best(lambda: torch.mm(a, b, out=out), device)
+    return 2 * size**3 / best(lambda: torch.mm(a, b, out=out), device, tries=15)
 
 
 def matrices(config: GPT2Config) -> list[tuple[int, int, int]]:
@@ -104,5 +105,7 @@ class Products:
 
 def print_gemm_rates(*dtypes: torch.dtype, threads: int) -> None:
     """Measure and print what large square products reach."""
-    rates = (f"{str(d).removeprefix('torch.')} {gemm_rate(d) / GIGA:,.0f}" for d in dtypes)
-    print(f"GEMM 2048³ here, GFLOP/s on {threads} threads: {', '.join(rates)}", flush=True)
+    rates = (
+        f"{str(d).removeprefix('torch.')} {gemm_rate(d, 'cpu', SQUARE) / GIGA:,.0f}" for d in dtypes
+    )
+    print(f"GEMM {SQUARE}³ here, GFLOP/s on {threads} threads: {', '.join(rates)}", flush=True)

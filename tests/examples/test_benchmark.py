@@ -24,6 +24,9 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a file of the examples, as benchmark.py does; nothing pauses between turns."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(importlib.import_module("benchmark_common"), "PAUSE", 0.0)
+    limits = importlib.import_module("benchmark_limits")
+    monkeypatch.setattr(limits, "STREAM", 2**16)
+    monkeypatch.setattr(limits, "SQUARE", 64)
     return importlib.import_module
 
 
@@ -64,6 +67,27 @@ def test_decoding_at_two_positions(load: Any, capsys: pytest.CaptureFixture[str]
     load("benchmark_decode").run(options(parts=["positions"], only=["eager"]))
     early, late, ratio = map(float, table(capsys.readouterr().out)["eager"])
     assert ratio == pytest.approx(late / early, rel=0.2)  # both are printed to 0.01 ms
+
+
+def test_decoding_of_prepared_models(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["eager", "float32-prepared", "int8-prepared"]
+    load("benchmark_decode").run(options(parts=["b8"], only=rows))
+    lines = table(capsys.readouterr().out)
+    assert lines["float32-prepared"][-1] == "100%"
+    assert len(lines["int8-prepared"]) == len(lines["eager"])
+
+
+def test_perplexity_of_prepared_models(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    decode = load("benchmark_decode")
+    goals = decode.Goals()
+    decode.perplexities(goals, stories=4, one_by_one=1, compiled=False)
+    assert len(goals.lines) == 3
+    lines = table(capsys.readouterr().out)
+    for weights in ("float32", "bfloat16", "int8"):
+        whole, change, _, few, *_ = lines[weights]
+        assert 1 < float(whole) < 3
+        assert 1 < float(few) < 3
+        assert abs(float(change)) < 1
 
 
 def test_prefill(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +162,12 @@ def test_gpu_tables_where_memory_runs_out(
         lengths={"training": (1024,)},
     )  # fmt: skip
     assert "out of memory" in capsys.readouterr().out
+
+
+def test_gpu_decoding(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    goals = gpu.Goals()
+    gpu.decode("cpu", "tiny", 1e10, options(only=[gpu.EAGER]), goals)
+    assert len(table(capsys.readouterr().out)[gpu.EAGER]) == 4
 
 
 def test_gpu_training(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
