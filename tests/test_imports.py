@@ -53,8 +53,13 @@ FLOORS = {
 }
 # Of floor 3, no wing may use another.
 WINGS = ("gpt2.tokenization", "gpt2.checkpoints", "gpt2.modeling")
-# What generation may know of the model: no module, only its masks, its cache and its outputs.
-OPEN_TO_GENERATION = {"gpt2.modeling.masks", "gpt2.modeling.cache", "gpt2.modeling.outputs"}
+# What generation may know of the model: no module, only its masks, its caches and its outputs.
+OPEN_TO_GENERATION = {
+    "gpt2.modeling.masks",
+    "gpt2.modeling.cache",
+    "gpt2.modeling.static_cache",
+    "gpt2.modeling.outputs",
+}
 # Imports inside functions: (module, what it imports). Everything else is imported at the top.
 LOCAL_IMPORTS = {
     ("gpt2.tokenization.tokenizer", "gpt2.storage.hub"),

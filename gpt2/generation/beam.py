@@ -320,7 +320,8 @@ class Search:
 
     def output(self, best: Beams) -> GenerateBeamDecoderOnlyOutput:
         """The num_return_sequences best of each row, best first."""
-        wanted = self.run.config.num_return_sequences
+        config, decoder = self.run.config, self.run.decoder
+        wanted = config.num_return_sequences
         ids = best.ids[:, :wanted].flatten(0, 1)
         parents = best.parents[:, :wanted].flatten(0, 1)
         length = int((parents >= 0).sum(-1).max())
@@ -328,6 +329,6 @@ class Search:
             sequences=ids[:, :length],
             sequences_scores=best.scores[:, :wanted].flatten(),
             beam_indices=parents[:, :length],
-            past_key_values=self.run.decoder.past,
+            past_key_values=decoder.held() if config.return_dict_in_generate else None,
             **self.run.recorder.fields(),
         )

@@ -281,7 +281,26 @@ def _contradictions(c: GenerationConfig) -> Sequence[tuple[bool, str]]:
             f"long_context={c.long_context!r} does not go with output_attentions or "
             "output_hidden_states: what a step sees begins elsewhere each time",
         ),
+        (
+            c.cache_implementation == "static" and not_static(c) is not None,
+            f"cache_implementation='static' does not go with {not_static(c)}: a step is one token "
+            "per row in a cache of fixed shape; leave it out, or say 'dynamic'",
+        ),
     )
+
+
+def not_static(c: GenerationConfig) -> str | None:
+    """What is set that decoding over a cache of fixed shape cannot do, if anything is."""
+    found = {
+        "use_cache": not c.use_cache,
+        "penalty_alpha": bool(c.penalty_alpha),
+        "prompt_lookup_num_tokens": c.prompt_lookup_num_tokens is not None,
+        "guidance_scale": c.guidance_scale not in (None, 1),
+        "long_context": c.long_context is not None,
+        "output_attentions": c.output_attentions,
+        "output_hidden_states": c.output_hidden_states,
+    }
+    return next((f"{name}={getattr(c, name)!r}" for name, is_set in found.items() if is_set), None)
 
 
 def void_settings(config: GenerationConfig, said: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 # value they are accepted, so that published files load; at another they are refused.
 _WITHOUT_EFFECT: dict[str, Any] = {
     "dola_layers": None, "constraints": None, "token_healing": False, "watermarking_config": None,
-    "cache_implementation": None, "cache_config": None, "max_cache_len": None,
+    "cache_config": None, "max_cache_len": None,
     "return_legacy_cache": None, "low_memory": None, "assistant_early_exit": None,
     "assistant_lookbehind": 10, "target_lookbehind": 10, "is_assistant": False,
     "decoder_start_token_id": None, "forced_decoder_ids": None, "generation_kwargs": {},
@@ -106,6 +106,12 @@ class GenerationConfig(ProcessorSettings):
     )
     assistant_confidence_threshold: float = field(default=0.4, metadata=setting(checks.fraction))
     use_cache: bool = field(default=True, metadata=setting(checks.flag))
+    #: "dynamic": the cache grows; "static": it has a fixed shape, so that a step can be compiled
+    #: once; None: static where the model says how to compile (``step_compile_mode``) and the other
+    #: settings allow it, else dynamic
+    cache_implementation: str | None = field(
+        default=None, metadata=setting(checks.choice("static", "dynamic"))
+    )
     #: classifier-free guidance (arXiv:2306.17806); see ``negative_prompt_ids``
     guidance_scale: float | None = field(default=None, metadata=setting(checks.finite))
     # -- what is returned ----------------------------------------------------------------------

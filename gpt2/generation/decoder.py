@@ -13,7 +13,9 @@ it. Shapes: B rows, W columns of the prompt, n new columns so far, V vocabulary.
 - ``make_room(columns)``: before prefill, room for more columns than the new tokens take
 - ``crop(columns)``: forget what was fed behind that many columns
 - ``keep_first(counts, k)``: of the last k columns, each row keeps its first ones
-- ``cache_of(lengths)`` -> the cache to return, where row i has so many new tokens
+- ``held()`` -> the cache to return, of all that was fed
+- ``cache_of(lengths)`` -> the same, where row i has so many new tokens
+- ``close()``: nothing more is asked of it
 - ``hide(real (B, k))``: of the last k columns, only these are tokens; the others become padding
   (so rows may accept different numbers of drafted tokens)
 
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from gpt2.generation.prompt import CausalLM, Prompt
 from gpt2.modeling.cache import KVCache
+from gpt2.modeling.masks import positions_from_mask
 
 
 class Decoder:
@@ -40,6 +43,9 @@ class Decoder:
     ``capacity``: new columns to make room for, so that the cache never grows by
     copying. ``extras``: further inputs of the forward pass with a row per prompt row.
     """
+
+    #: whether the steps need all rows that ``expand`` has made, to the end
+    keeps_all_rows = False
 
     def __init__(
         self,
@@ -77,6 +83,14 @@ class Decoder:
         given = self.ids if self.ids is not None else self.embeds
         assert given is not None
         return given.shape[0]
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether a row may have more columns than positions: one that has ended and stays.
+
+        Nobody reads what the model says there; but a position must be one of its own.
+        """
+        return max(self.prompt.lengths) + self.capacity > self.model.config.n_positions
 
     def prefill(self) -> Tensor:
         """Scores (B, V) of the token behind each row's last real token."""
@@ -143,6 +157,11 @@ class Decoder:
         extras = self.extras if first or self.past is None else {}
         if visibility is None and mask is not None:
             visibility = mask[:, : self.columns]
+            if self._crowded and not first:
+                columns = (ids if ids is not None else embeds).shape[1]  # type: ignore[union-attr]
+                positions = positions_from_mask(visibility, columns)
+        if positions is not None:
+            positions = positions.clamp(max=self.model.config.n_positions - 1)
         output = self.model(
             ids,
             inputs_embeds=embeds,
@@ -213,6 +232,13 @@ class Decoder:
         if min(counts) < k:
             ends = torch.tensor(counts, device=self.prompt.device)[:, None]
             self.hide(torch.arange(k, device=ends.device) < ends)
+
+    def held(self) -> KVCache | None:
+        """To return: the cache of all that was fed."""
+        return self.past
+
+    def close(self) -> None:
+        """The call is over, in whatever way: give back what is not this decoder's own."""
 
     def cache_of(self, lengths: Sequence[int]) -> KVCache | None:
         """To return: the cache of the prompt and of the first ``lengths[i]`` new tokens of row i.

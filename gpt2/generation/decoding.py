@@ -82,6 +82,7 @@ class Batch:
         self.prompt_rows = self.rows // run.config.num_return_sequences
         self.going = torch.ones_like(self.rows, dtype=torch.bool)
         self._present, self._ended = list(range(size)), [False] * size  # on the host, as above
+        self._ended_before = self._ended  # a step earlier
         self._texts: list[list[int]] = [[] for _ in range(size)]  # new ids, for stop strings
         self._lengths = [run.new_tokens] * size  # new ids until the end, where rows stay
         self._generators = run.generators
@@ -119,19 +120,19 @@ class Batch:
             column = torch.full((self.size,), ABSENT)
             column[self._present] = torch.tensor(on_host)
             run.streamer.put(column)
-        before, self._ended = self._ended, [bool(o) for o in over]
+        self._ended_before, self._ended = self._ended, [bool(o) for o in over]
         if strings is not None:
             for i, (row, text) in enumerate(zip(self._present, self._texts, strict=True)):
                 text.append(on_host[i])
                 met = strings.ended(row // run.config.num_return_sequences, text)
                 self._ended[i] = self._ended[i] or met
-        for i, (now, earlier) in enumerate(zip(self._ended, before, strict=True)):
+        for i, (now, earlier) in enumerate(zip(self._ended, self._ended_before, strict=True)):
             if now and not earlier:
                 self._lengths[i] = step + 1
 
     def drop_ended(self) -> None:
         """Let rows that have ended leave, where they may."""
-        if not any(self._ended):
+        if self._ended == self._ended_before:
             return
         if not self.run.rows_may_leave:
             self.going = torch.tensor([not e for e in self._ended], device=self.run.device)

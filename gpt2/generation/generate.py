@@ -6,6 +6,7 @@ Shapes: B rows of the prompt, W its columns, R = B × num_return_sequences rows 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gpt2.errors import ArgumentError, ArgumentTypeError, SequenceLengthError, TokenIdError
 from gpt2.generation.beam import beam_search, group_beam_search
+from gpt2.generation.checks import not_static
 from gpt2.generation.config import GenerationConfig
 from gpt2.generation.constrained import constrained_beam_search
 from gpt2.generation.contrastive import contrastive_search
@@ -23,6 +25,7 @@ from gpt2.generation.processors import processors_for
 from gpt2.generation.prompt import CausalLM, Prompt, prepare_prompt
 from gpt2.generation.run import Run, Streamer
 from gpt2.generation.speculative import assisted_decoding
+from gpt2.generation.static_decoder import StaticDecoder
 from gpt2.generation.stopping import Stopping, StoppingCriterion, StopStrings
 from gpt2.modeling.cache import KVCache, as_cache
 
@@ -84,8 +87,9 @@ def generate(
     past = None if past_key_values is None else as_cache(past_key_values, model.config.n_layer)
     if past is not None and past.get_max_cache_shape() is not None:
         raise ArgumentError(
-            "past_key_values is a StaticCache, which generate does not decode with; leave it out, "
-            "or give a cache that an earlier call or a forward pass returned"
+            "past_key_values is a StaticCache; generate makes its own with "
+            "cache_implementation='static'. Leave it out, or give a cache that an earlier call or "
+            "a forward pass returned"
         )
     prompt = prepare_prompt(
         model,
@@ -112,29 +116,30 @@ def generate(
         logits_processor=_functions("logits_processor", logits_processor),
         prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
     )
-    decoder = _decoder(model, config, prompt, max(limits), past, extras)
+    is_static = _is_static(model, config, mode)
+    decoder = _decoder(model, config, prompt, max(limits), past, extras, is_static)
     decoder = _guided(decoder, config, limits, negative_prompt_ids, negative_prompt_attention_mask)
-    output = METHODS[mode](
-        Run(
-            config=config,
-            prompt=prompt,
-            decoder=decoder,
-            limits=limits,
-            processors=processors,
-            stopping=Stopping(
-                config.eos_token_ids,
-                limits,
-                device=prompt.device,
-                max_time=config.max_time,
-                strings=_stop_strings(config, prompt, tokenizer),
-                criteria=_functions("stopping_criteria", stopping_criteria),
-            ),
-            generators=_generators(seed, prompt, config),
-            streamer=streamer,
-            recorder=Recorder(config),
-            assistant=assistant_model,
-        )
+    run = Run(
+        config=config,
+        prompt=prompt,
+        decoder=decoder,
+        limits=limits,
+        processors=processors,
+        stopping=Stopping(
+            config.eos_token_ids,
+            limits,
+            device=prompt.device,
+            max_time=config.max_time,
+            strings=_stop_strings(config, prompt, tokenizer),
+            criteria=_functions("stopping_criteria", stopping_criteria),
+        ),
+        generators=_generators(seed, prompt, config),
+        streamer=streamer,
+        recorder=Recorder(config),
+        assistant=assistant_model,
     )
+    with closing(decoder):
+        output = METHODS[mode](run)
     if prompt.ids is not None and not config.return_only_new_tokens:
         ids = prompt.ids.repeat_interleave(config.num_return_sequences, dim=0)
         output.sequences = torch.cat([ids, output.sequences], dim=1)
@@ -193,6 +198,17 @@ def _mode(config: GenerationConfig, assistant: CausalLM | None, streamer: Stream
     if mode not in METHODS:
         raise ArgumentError(f"this version has no method {mode!r}")
     return mode
+
+
+def _is_static(model: CausalLM, config: GenerationConfig, mode: str) -> bool:
+    """Whether to decode over a cache of fixed shape: see GenerationConfig.cache_implementation."""
+    if config.cache_implementation is None:
+        compiles = getattr(model, "step_compile_mode", None) is not None
+        return compiles and mode != "assisted" and not_static(config) is None
+    is_static = config.cache_implementation == "static"
+    if is_static and mode == "assisted":
+        raise ArgumentError("cache_implementation='static' does not go with assistant_model")
+    return is_static
 
 
 def _limits(model: CausalLM, config: GenerationConfig, prompt: Prompt) -> list[int]:
@@ -272,7 +288,10 @@ def _decoder(
     new_tokens: int,
     past: KVCache | None,
     extras: dict[str, Tensor],
+    is_static: bool,
 ) -> Decoder:
+    if is_static:
+        return StaticDecoder(model, prompt, new_tokens, past=past, extras=extras)
     if config.long_context is not None:
         return SlidingDecoder(model, prompt, new_tokens, extras=extras)
     return Decoder(

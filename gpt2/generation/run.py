@@ -145,9 +145,10 @@ class Run:
 
     @property
     def rows_may_leave(self) -> bool:
-        """Whether nobody can tell that an ended row has left the batch."""
+        """Whether an ended row can leave the batch, and nobody can tell that it has."""
         callers = self.stopping.criteria or any(isinstance(p, OfRows) for p in self.processors)
-        return not (self.config.return_dict_in_generate or self.config.long_context or callers)
+        fixed = self.config.long_context or self.decoder.keeps_all_rows
+        return not (self.config.return_dict_in_generate or fixed or callers)
 
     def broken(self, logits: Tensor, scores: Tensor) -> Tensor:
         """(R,) bool: rows out of which no token can be chosen; see ``refuse_broken``."""

@@ -32,6 +32,10 @@ class GenerativeModel(GPT2PreTrainedModel):
     perplexity = perplexity
     choose = choose
 
+    #: None, or the ``mode`` of torch.compile for the steps of ``generate`` over a cache of fixed
+    #: shape: "default", or "reduce-overhead" for CUDA graphs; see gpt2/generation/static_decoder.py
+    step_compile_mode: str | None = None
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
         self.generation_config = GenerationConfig.from_model_config(self.config)

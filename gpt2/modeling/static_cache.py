@@ -34,7 +34,8 @@ class StaticCache(KVCache):
     a 4-D one is (…, T, C) and has to hide the unwritten columns itself.
     ``position`` () int64 is the number of columns written. ``length`` and
     reading the columns ask the device for it. Not for training: gradients
-    cannot flow through what is written over.
+    cannot flow through what is written over. On a CUDA device its memory is
+    marked as staying where it is, so that CUDA graphs write to it directly.
     """
 
     def __init__(
@@ -47,19 +48,38 @@ class StaticCache(KVCache):
     ) -> None:
         check_whole(ArgumentError, "max_batch_size", max_batch_size, 1)
         check_whole(ArgumentError, "max_cache_len", max_cache_len, 1)
-        self.capacity = max_cache_len
-        self.position = torch.zeros((), dtype=torch.int64, device=device)
-        self.mask: Tensor | None = None  # (B, C), True where unwritten; None where all are real
-        self.encoder: EncoderColumns | None = None
-        # Of the pass that is running: its columns (T,), and the mask when it will be through.
-        self._arriving: tuple[Tensor, Tensor | None] | None = None
-        self._buffers: list[Buffer | None] = []
+        pairs = []
         for layer in range(config.n_layer):
             heads = config.n_head - len(config.pruned_heads.get(layer, ()))
             shape = (max_batch_size, heads, max_cache_len, config.head_dim)
             # Zeros: a hidden column has weight 0, and 0 · NaN would be NaN.
             keys = torch.zeros(shape, device=device, dtype=dtype)
-            self._buffers.append(Buffer(keys, torch.zeros_like(keys), 0))
+            pairs.append((keys, torch.zeros_like(keys)))
+        self._take(pairs)
+
+    @classmethod
+    def like(cls, past: KVCache, max_cache_len: int) -> StaticCache:
+        """An empty one for the rows, heads, dtype and device of a cache that holds something."""
+        cache = cls.__new__(cls)
+        pairs = [
+            (keys.new_zeros(shape), values.new_zeros(shape))
+            for keys, values, *_ in past
+            for shape in [(*keys.shape[:2], max_cache_len, keys.shape[3])]
+        ]
+        cache._take(pairs)
+        return cache
+
+    def _take(self, pairs: list[KeyValue]) -> None:
+        """Nothing held, with room in these zeros, (B, H, C, Dh) each."""
+        keys = pairs[0][0]
+        self.capacity = keys.shape[2]
+        self.position = torch.zeros((), dtype=torch.int64, device=keys.device)
+        self.mask: Tensor | None = None  # (B, C), True where unwritten; None where all are real
+        self.encoder: EncoderColumns | None = None
+        # Of the pass that is running: its columns (T,), and the mask when it will be through.
+        self._arriving: tuple[Tensor, Tensor | None] | None = None
+        self._buffers: list[Buffer | None] = [Buffer(keys, values, 0) for keys, values in pairs]
+        stay_in_place(self.position, *(t for pair in pairs for t in pair))
 
     @property
     def length(self) -> int:  # type: ignore[override]
@@ -75,6 +95,48 @@ class StaticCache(KVCache):
         self.crop(0)
         self.mask = self.encoder = None
         return self
+
+    def real_tokens(self) -> Tensor:
+        """How many of the columns written are real tokens, (B,), or (1,) where all are."""
+        if self.mask is None:
+            return self.position[None]
+        columns = torch.arange(self.capacity, device=self.position.device)
+        return (self.mask & (columns < self.position)).sum(-1)
+
+    # -- from and to the growing cache ----------------------------------------------------------
+
+    def load(self, past: KVCache) -> None:
+        """Hold what ``past`` holds, and nothing else, in the memory that is here; a copy.
+
+        Only its encoder's keys are shared. ``mask`` becomes a tensor, also where
+        all columns are real, and stays the same one from then on: a graph that
+        was compiled with it serves prompts with and without padding.
+        """
+        length = past.length
+        for buffer, (keys, values, *_) in zip(self._buffers, past, strict=True):
+            assert buffer is not None
+            for mine, theirs in ((buffer.keys, keys), (buffer.values, values)):
+                mine[:, :, :length] = theirs
+                mine[:, :, length:] = 0
+        self.position.fill_(length)
+        self.encoder = past.encoder
+        if self.mask is None:
+            shape = (past.batch_size or 0, self.capacity)
+            self.mask = torch.ones(shape, dtype=torch.bool, device=self.position.device)
+            stay_in_place(self.mask)
+        self.mask.fill_(True)
+        if past.mask is not None:
+            self.mask[:, :length] = past.mask
+
+    def grown(self) -> KVCache:
+        """A growing cache of the columns written; a copy."""
+        grown = KVCache(len(self))
+        grown.length = length = self.length
+        for layer, (keys, values) in enumerate(map(self._columns, range(len(self)))):
+            grown._buffers[layer] = Buffer(keys.clone(), values.clone(), length)
+        grown.mask = None if self.mask is None else self.mask[:, :length].clone()
+        grown.encoder = self.encoder
+        return grown
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -112,7 +174,7 @@ class StaticCache(KVCache):
         buffer.values.index_copy_(2, columns, values)
         if layer == len(self) - 1:  # not before, so that a pass that fails has not happened
             self.position += keys.shape[2]
-            self.mask = mask
+            self.mask, self._arriving = mask, None
         return buffer.keys, buffer.values
 
     # -- reshaping ------------------------------------------------------------------------------
@@ -139,6 +201,8 @@ class StaticCache(KVCache):
                     mine.keys.copy_(theirs.keys)
                     mine.values.copy_(theirs.values)
             chosen._buffers, chosen.position = self._buffers, self.position
+            if self.mask is not None and chosen.mask is not None:
+                chosen.mask = self.mask.copy_(chosen.mask)
         vars(self).update(vars(chosen))
         return self
 
@@ -154,6 +218,16 @@ class StaticCache(KVCache):
             self.mask = self.mask.clone()
             self.mask[:, length:] = True
         return self
+
+
+def stay_in_place(*tensors: Tensor) -> None:
+    """Tell CUDA graphs that these will be where they are at every step.
+
+    Else a graph would read copies of them, and could not write to them at all.
+    """
+    for tensor in tensors:
+        if tensor.is_cuda:
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
 
 def _flatten(cache: StaticCache) -> tuple[list[Any], Any]:

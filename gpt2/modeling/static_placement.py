@@ -74,9 +74,7 @@ def place_in_static(
             )
         checks.zeros_and_ones("attention_mask", attention_mask)
         new_mask = attention_mask.to(torch.bool)
-    held = position[None]  # real tokens held, (B|1,)
-    if past.mask is not None:
-        held = (past.mask & (columns < position)).sum(-1)
+    held = past.real_tokens()  # (B|1,)
     if new_mask is None:
         counts = held[:, None] + torch.arange(1, query_length + 1, device=device)  # (B|1, T)
     else:

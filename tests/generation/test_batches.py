@@ -127,6 +127,27 @@ def test_a_row_gets_the_ids_that_it_gets_alone(method: str) -> None:
     assert ended or method in never, "no row ends before the others: the test is too easy"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"return_dict_in_generate": True}, {"num_beams": 2}, {"num_beams": 2, "use_cache": False},
+     {"num_beams": 2, "num_beam_groups": 2}, {"num_beams": 2, "force_words_ids": [[5]]},
+     {"penalty_alpha": 0.6, "top_k": 4}, {"prompt_lookup_num_tokens": 3}, {"guidance_scale": 1.5},
+     {"cache_implementation": "static"}],
+    ids=str,
+)  # fmt: skip
+def test_a_full_row_waits_for_the_others(settings: dict[str, Any]) -> None:
+    """It has no position left, and stays in the batch while the others go on to the end."""
+    model = tiny_model(n_positions=9)
+    settings = {"max_length": 9, "eos_token_id": None, **settings}
+    chosen = (0, 1, 2, 3)
+    found = continued(model, padded("left", chosen), settings, chosen)
+    found = found if isinstance(found, Tensor) else found.sequences
+    for place, ids in enumerate(rows()):
+        alone = continued(model, {"input_ids": ids[None]}, settings, [place])
+        alone = alone if isinstance(alone, Tensor) else alone.sequences
+        assert torch.equal(found[place, : 9 - len(ids)], alone[0])
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("method", ["greedy", "sampling", "repetition", "guidance", "contrastive"])
 def test_log_probabilities_are_those_of_the_row_alone(method: str, side: str) -> None:

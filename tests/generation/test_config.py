@@ -19,6 +19,7 @@ DOCUMENTED: dict[str, Any] = {
     "max_length": None, "max_new_tokens": None, "min_length": 0, "min_new_tokens": None,
     "early_stopping": False, "max_time": None, "stop_strings": None, "do_sample": False,
     "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": None, "use_cache": True,
+    "cache_implementation": None,
     "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "diversity_penalty": 0.0,
     "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "length_penalty": 1.0,
@@ -133,7 +134,38 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"long_context": "slide", "output_attentions": True}, "long_context='slide' .*attentions"),
     ({"dola_layers": "low"}, "dola_layers='low' cannot be honoured.*leave it out or at None"),
     ({"token_healing": True}, "token_healing=True cannot be honoured"),
-    ({"cache_implementation": "static"}, "cache_implementation='static' cannot be honoured"),
+    (
+        {"cache_implementation": "quantized"},
+        "cache_implementation is 'quantized'; it may be static, dynamic",
+    ),
+    (
+        {"cache_implementation": "static", "use_cache": False},
+        "cache_.*'static' does not .* use_cache=F",
+    ),
+    (
+        {"cache_implementation": "static", "penalty_alpha": 0.5},
+        r"cache_.*'static' .* penalty_alpha=0\.5",
+    ),
+    (
+        {"cache_implementation": "static", "prompt_lookup_num_tokens": 2},
+        "cache_.*'static' .* prompt_look",
+    ),
+    (
+        {"cache_implementation": "static", "guidance_scale": 2},
+        "cache_.*'static' .* guidance_scale=2",
+    ),
+    (
+        {"cache_implementation": "static", "long_context": "slide"},
+        "cache_.*'static' .* long_context='sl",
+    ),
+    (
+        {"cache_implementation": "static", "output_attentions": True},
+        "cache_.*'static' .* output_attenti",
+    ),
+    (
+        {"cache_implementation": "static", "output_hidden_states": True},
+        "cache_.*'static' .*hidden_states",
+    ),
 ]
 
 
@@ -318,6 +350,7 @@ EVERY: list[dict[str, Any]] = [
     {"num_beams": 4, "force_words_ids": [[1], [[2, 3], [4]]]},
     {"penalty_alpha": 0.6, "top_k": 4},
     {"long_context": "slide"},
+    {"cache_implementation": "static"},
 ]  # fmt: skip
 
 

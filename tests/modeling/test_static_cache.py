@@ -389,3 +389,52 @@ def test_flash_cannot_hide_the_unwritten_columns(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model.transformer, "takes_segments", True)
     with pytest.raises(BackendError, match=r"flash_attention_2 cannot hide.*StaticCache"):
         model(IDS, static(model))
+
+
+# -- from and to the growing cache ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [None, LEFT, RIGHT, HOLES], ids=["none", "left", "right", "holes"])
+def test_a_growing_cache_goes_in_and_comes_out(mask: Tensor | None) -> None:
+    model = tiny_model()
+    whole = None if mask is None else continued(mask, 7)
+    real = torch.ones(2, 12, dtype=torch.bool) if whole is None else whole.bool()
+    expected = model(IDS, attention_mask=whole).logits
+    past = model(IDS[:, :5], attention_mask=mask).past_key_values
+    cache = StaticCache.like(past, 16)
+    assert (cache.length, cache.batch_size, cache.capacity) == (0, 2, 16)
+    for buffer in cache._buffers:  # what an earlier prompt has left
+        assert buffer is not None
+        buffer.keys.fill_(torch.nan), buffer.values.fill_(torch.nan)
+    memory, kept_mask = addresses(cache), None
+    for _ in range(2):
+        cache.load(past)
+        assert cache.mask is not None
+        assert kept_mask is None or cache.mask is kept_mask
+        kept_mask = cache.mask
+        held = past.mask if past.mask is not None else torch.ones(2, 5, dtype=torch.bool)
+        assert torch.equal(cache.real_tokens(), held.sum(-1))
+        found = [model(IDS[:, c : c + 1], cache).logits for c in range(5, 11)]
+        grown = cache.grown()
+        assert type(grown) is KVCache
+        assert (grown.length, cache.length, past.length) == (11, 11, 5)
+        found.append(model(IDS[:, 11:], grown).logits)
+        assert_close(torch.cat(found, 1)[real[:, 5:]], expected[:, 5:][real[:, 5:]])
+    assert addresses(cache)[: len(memory)] == memory
+    before = grown[0][0].clone()
+    cache.load(past)
+    cache.reset()
+    assert torch.equal(grown[0][0], before)
+
+
+def test_reordered_in_place_with_its_mask() -> None:
+    model = tiny_model()
+    cache = static(model)
+    model(IDS[:, :5], cache, LEFT)
+    mask, memory = cache.mask, addresses(cache)
+    assert mask is not None
+    cache.reorder_cache(torch.tensor([1, 1]))
+    assert cache.mask is mask
+    assert addresses(cache) == memory
+    assert torch.equal(mask[:, :5], LEFT[[1, 1]].bool())
+    assert torch.equal(cache[0][0][0], cache[0][0][1])
