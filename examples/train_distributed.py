@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
 
 EMBEDDED = Path(__file__).resolve().parent / "stories-gpt2"
+# The losses follow from these, so that a run must keep to them; --steps may grow.
+SETTINGS = ("model", "fresh", "bf16", "batch_size", "width", "stories", "lr", "seed")
 
 
 def parse_options() -> argparse.Namespace:
@@ -55,6 +57,30 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
+    ranks = int(os.environ["WORLD_SIZE"])
+    if options.tp < 1 or ranks % options.tp:
+        sys.exit(f"--tp {options.tp} does not divide the {ranks} processes")
+    groups = ranks // options.tp
+    if options.batch_size % groups:
+        sys.exit(f"--batch-size {options.batch_size} does not divide by {groups}, which share it")
+    import torch
+    import torch.distributed as dist
+
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        run(options, device)  # what it made is gone before the processes part
+        dist.barrier()  # nobody leaves while another still works: gloo's threads would not survive
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def run(options: argparse.Namespace, device: torch.device) -> None:
+    """Train, from the last checkpoint if there is one, and export."""
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -66,17 +92,8 @@ def main() -> int:
     from gpt2.training.parallel import parallelize
     from gpt2.training.sharded import export_pretrained, initialise_sharded, load_sharded
 
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     ranks, first = dist.get_world_size(), dist.get_rank() == 0
-    if options.tp < 1 or ranks % options.tp:
-        sys.exit(f"--tp {options.tp} does not divide the {ranks} processes")
     groups = ranks // options.tp
-    if options.batch_size % groups:
-        sys.exit(f"--batch-size {options.batch_size} does not divide by {groups}, which share it")
     mesh = init_device_mesh(device.type, (groups, options.tp), mesh_dim_names=("dp", "tp"))
     group = mesh["dp"].get_local_rank()
 
@@ -102,8 +119,15 @@ def main() -> int:
         optimizer, warmup_steps=options.steps // 20, total_steps=options.steps
     )
     losses: list[float] = []
+    settings = {name: str(getattr(options, name)) for name in SETTINGS}
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, model, optimizer)
+        if state["settings"] != settings:
+            changed = [name for name in SETTINGS if state["settings"].get(name) != settings[name]]
+            sys.exit(
+                f"{checkpoint} was made with other settings ({', '.join(changed)}); give those, or "
+                "another --output"
+            )
         schedule.load_state_dict(state["schedule"])
         losses = state["losses"]
 
@@ -135,16 +159,13 @@ def main() -> int:
                 flush=True,
             )
         if done % options.save_every == 0 or done == options.steps:
-            extra = {"schedule": schedule.state_dict(), "losses": losses}
+            extra = {"schedule": schedule.state_dict(), "losses": losses, "settings": settings}
             save_checkpoint(checkpoint, model, optimizer, extra=extra)
     export_pretrained(model, options.output / "model", tokenizer=tokenizer)
     if first:
         lines = [json.dumps({"step": n, "loss": x}) + "\n" for n, x in enumerate(losses, start=1)]
         (options.output / "losses.jsonl").write_text("".join(lines))
         print(f"the model is in {options.output / 'model'}")
-    dist.barrier()  # nobody leaves while another still works: gloo's threads would not survive it
-    dist.destroy_process_group()
-    return 0
 
 
 def train_step(
@@ -191,4 +212,9 @@ def bytes_of(model: torch.nn.Module) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # As multiprocessing ends its children: Python's own end may come while gloo's threads still
+    # give back what they hold of it, which aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,22 @@ def torchrun(ranks: int, run: Path, *more: str) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
+def alone(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """One process, as torchrun starts it, without the seconds that torchrun itself takes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    return subprocess.run(
+        [sys.executable, str(EXAMPLE), "--output", str(run), *SMALL, *more],
+        env={
+            **os.environ, **place, "MASTER_ADDR": "localhost", "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True, text=True, timeout=150, check=False,
+    )  # fmt: skip
+
+
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "losses.jsonl").read_text().splitlines()]
 
@@ -43,25 +61,33 @@ def test_two_processes_train_and_another_number_goes_on(tmp_path: Path) -> None:
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "run" / "model")
     assert len(GPT2Tokenizer.from_pretrained(tmp_path / "run" / "model")) == model.config.vocab_size
 
-    done = torchrun(1, tmp_path / "run", "--steps", "6")
+    done = alone(tmp_path / "run", "--steps", "6")
     assert done.returncode == 0, done.stderr
     assert "steps 5 to 6" in done.stdout
     assert len(losses(tmp_path / "run")) == 6
 
+    done = alone(tmp_path / "run", "--steps", "8", "--lr", "1", "--seed", "7")
+    assert done.returncode == 1
+    assert "checkpoint was made with other settings (lr, seed); give those" in done.stderr
+
 
 def test_tensor_parallel_gives_the_losses_of_one_process(tmp_path: Path) -> None:
-    for ranks, name in ((1, "one"), (2, "two")):
-        more = ("--tp", str(ranks), "--steps", "3", "--fresh")
-        done = torchrun(ranks, tmp_path / name, *more)
+    more = ("--steps", "3", "--fresh")
+    for start, name in ((alone, "one"), (partial(torchrun, 2), "two")):
+        done = start(tmp_path / name, *more, *(("--tp", "2") if name == "two" else ()))
         assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert losses(tmp_path / "one")[0] > 6.5  # the fresh weights know nothing: ln 1024 = 6.93
 
 
 def test_what_does_not_divide_is_refused(tmp_path: Path) -> None:
-    done = torchrun(2, tmp_path, "--tp", "3")
-    assert done.returncode != 0
-    assert "--tp 3 does not divide the 2 processes" in done.stderr
+    for options, words in (
+        (("--tp", "3"), "--tp 3 does not divide the 1 processes"),
+        (("--tp", "0"), "--tp 0 does not divide"),
+    ):
+        done = alone(tmp_path, *options)
+        assert done.returncode == 1
+        assert words in done.stderr
 
 
 @pytest.mark.slow
