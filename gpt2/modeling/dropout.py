@@ -37,9 +37,10 @@ def is_cheap(x: Tensor, p: float) -> bool:
     )
 
 
-def kept(count: int, p: float) -> Tensor:
+def kept(count: int, p: float, generator: torch.Generator | None = None) -> Tensor:
     """(count,) uint8 on the CPU: 0 with probability p, else 1."""
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.empty(-(-count // 4), dtype=torch.int64)
+    bits.random_(-(2**63), None, generator=generator)
     threshold = round(p * _STEPS) - _STEPS // 2
     return (bits.view(torch.int16)[:count] >= threshold).view(torch.uint8)
 

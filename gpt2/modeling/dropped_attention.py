@@ -3,9 +3,9 @@
 torch's fused kernel has no dropout on a CPU, and its other path makes five
 (B, H, T, S) tensors per layer: scores, weights, mask, dropped weights, and a
 gradient. Here a block of queries has its scores at a time, of the keys that a
-causal block can see only, and what remains for the backward pass is one byte
-per weight, whether it was kept; the weights are computed again (the scheme of
-arXiv:2205.14135).
+causal block can see only, and the backward pass computes them again (the scheme
+of arXiv:2205.14135). The mask is drawn again as well, from a seed that comes from
+torch's global generator.
 
 Shapes: see the legend in gpt2/modeling/transformer.py; t is the number of
 queries in a block, s the number of keys it sees.
@@ -70,23 +70,14 @@ class _Blocks:
         self.lowest = torch.finfo(q.dtype).min
         self.ceiling = q.new_full(seen.shape, torch.inf).masked_fill_(~seen, self.lowest)
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, int, slice]]:
-        """Rows of the batch, queries, number of keys that they see, and where the weights of
-        the block stand in a flat tensor of all."""
-        begin = 0
+    def __iter__(self) -> Iterator[tuple[slice, slice, int]]:
+        """Rows of the batch, queries, and number of keys that they see."""
         for row in range(0, self.batch, self.rows):
             rows = slice(row, min(row + self.rows, self.batch))
             for stop in range(self.queries, 0, -self.length):
                 queries = slice(max(0, stop - self.length), stop)
                 seen = self.keys - self.queries + stop if self.causal else self.keys
-                end = begin + math.prod(self._shape(rows, queries, seen))
-                yield rows, queries, seen, slice(begin, end)
-                begin = end
-
-    def count(self) -> int:
-        """How many weights there are in all blocks."""
-        last: int = max(where.stop for *_, where in self)
-        return last
+                yield rows, queries, seen
 
     def buffer(self) -> Tensor:
         """Room for the numbers of the largest block."""
@@ -94,7 +85,8 @@ class _Blocks:
 
     def within(self, buffer: Tensor, rows: slice, queries: slice, seen: int) -> Tensor:
         """The (h, t, s) numbers of a block, at the start of the buffer."""
-        shape = self._shape(rows, queries, seen)
+        heads, length = (rows.stop - rows.start) * self.heads, queries.stop - queries.start
+        shape = heads, length, seen
         return buffer[: math.prod(shape)].view(shape)
 
     def beside(self, x: Tensor) -> Tensor:
@@ -126,9 +118,6 @@ class _Blocks:
                 by_row.add_(mask).clamp_(min=self.lowest)
         return torch.softmax(x, -1, out=self.within(out, rows, queries, seen))
 
-    def _shape(self, rows: slice, queries: slice, seen: int) -> tuple[int, int, int]:
-        return (rows.stop - rows.start) * self.heads, queries.stop - queries.start, seen
-
 
 def _of(x: Tensor, rows: slice, places: slice) -> Tensor:
     """The heads of a block, (h, n, ·), of x (B, H, N, ·)."""
@@ -149,32 +138,33 @@ class _DroppedAttention(torch.autograd.Function):
         dropout_p: float,
     ) -> Tensor:  # fmt: skip
         blocks = _Blocks(q, k, mask, scale, causal)
-        keep = kept(blocks.count(), dropout_p)
-        grow = 1 / (1 - dropout_p)
+        seed = int(torch.randint(2**62, ()))
+        drawn, grow = torch.Generator().manual_seed(seed), 1 / (1 - dropout_p)
         out = blocks.beside(q)
         scores, weights = blocks.buffer(), blocks.buffer()
-        for rows, queries, seen, where in blocks:
+        for rows, queries, seen in blocks:
             w = blocks.weights(rows, queries, seen, scores, weights)
-            w.mul_(keep[where].view(w.shape))
+            w.mul_(kept(w.numel(), dropout_p, drawn).view(w.shape))
             _product(w, _of(v, rows, slice(seen)), grow, out=_of(out, rows, queries))
-        ctx.save_for_backward(q, k, v, mask, keep, out)
-        ctx.settings = scale, causal, grow
+        ctx.save_for_backward(q, k, v, mask, out)
+        ctx.settings = scale, causal, dropout_p, seed
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, keep, out = ctx.saved_tensors
-        scale, causal, grow = ctx.settings
+        q, k, v, mask, out = ctx.saved_tensors
+        scale, causal, dropout_p, seed = ctx.settings
+        drawn, grow = torch.Generator().manual_seed(seed), 1 / (1 - dropout_p)
         blocks = _Blocks(q, k, mask, scale, causal)
         dq, dk, dv = blocks.beside(q), blocks.beside(k), blocks.beside(v)
         scores, weights, dropped = blocks.buffer(), blocks.buffer(), blocks.buffer()
         sums = (gradient * out).sum(-1, keepdim=True)  # (B, H, T, 1)
-        for rows, queries, seen, where in blocks:
+        for rows, queries, seen in blocks:
             keys = slice(seen)
             first = queries.stop == blocks.queries  # of its rows; it sees all keys, and others add
             w = blocks.weights(rows, queries, seen, scores, weights)
-            m = keep[where].view(w.shape)
+            m = kept(w.numel(), dropout_p, drawn).view(w.shape)
             do = _of(gradient, rows, queries)
             x = torch.mul(w, m, out=blocks.within(dropped, rows, queries, seen))
             _product(x.transpose(-1, -2), do, grow, out=_of(dv, rows, keys), add=not first)

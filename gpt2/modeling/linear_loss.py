@@ -83,58 +83,81 @@ def _pieces(x: Tensor, targets: Tensor, columns: int) -> tuple[Any, Any]:
     return torch.split(x, rows), torch.split(targets, rows)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Both gradients are computed in the forward pass; backward scales them.
+def _computed(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    smoothing: float,
+    z_loss: float,
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The sum of the losses and its gradients: of ``x``, and float32 of ``weight``, where needed.
 
     With logits = x Wᵀ and g the gradient of the logits (`to_gradient_`): dx = g W, dW = gᵀ x.
+    """
+    dx = torch.empty_like(x) if needs_x else None
+    # Half precision would round each chunk's part of the sum.
+    dw = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+    total = x.new_zeros((), dtype=torch.float32)
+    start = 0
+    room: Tensor | None = None  # one for all chunks: fresh memory costs more than its numbers
+    for piece, target in zip(*_pieces(x, targets, len(weight)), strict=True):
+        counts = (target != IGNORE_INDEX)[:, None]
+        target = target.clamp(min=0)[:, None]
+        if weight.dtype != torch.float32 or torch.compiler.is_compiling():
+            g = F.linear(piece, weight).float()  # (n, V), the logits so far
+        else:
+            room = x.new_empty(len(piece), len(weight)) if room is None else room
+            g = torch.mm(piece, weight.t(), out=room[: len(piece)])
+        peak = g.amax(-1, keepdim=True)
+        gap = below_peak(g, target, peak, smoothing)
+        g.sub_(peak).exp_()
+        log_sum = g.sum(-1, keepdim=True).log()
+        total += torch.where(counts, loss_of_rows(gap, peak, log_sum, z_loss), 0.0).sum()
+        if dx is not None or dw is not None:
+            to_gradient_(g, target, counts.float(), peak, log_sum, smoothing, z_loss)
+            g = g.to(weight.dtype)
+        if dx is not None:
+            torch.mm(g, weight, out=dx[start : start + len(piece)])
+        if dw is not None and weight.dtype == torch.float32:
+            dw.addmm_(g.t(), piece)
+        elif dw is not None:
+            dw += g.t() @ piece
+        start += len(piece)
+    return total, dx, dw
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Both gradients are computed in the forward pass; backward scales them in place.
+
+    So the weight's gradient, 154 MB for GPT-2, stands once in memory; a second
+    backward over a retained graph computes them again.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, smoothing: float, z_loss: float
     ) -> Tensor:
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        dx = torch.empty_like(x) if needs_x else None
-        # Half precision would round each chunk's part of the sum.
-        dw = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        total = x.new_zeros((), dtype=torch.float32)
-        start = 0
-        room: Tensor | None = None  # one for all chunks: fresh memory costs more than its numbers
-        for piece, target in zip(*_pieces(x, targets, len(weight)), strict=True):
-            counts = (target != IGNORE_INDEX)[:, None]
-            target = target.clamp(min=0)[:, None]
-            if weight.dtype != torch.float32 or torch.compiler.is_compiling():
-                g = F.linear(piece, weight).float()  # (n, V), the logits so far
-            else:
-                room = x.new_empty(len(piece), len(weight)) if room is None else room
-                g = torch.mm(piece, weight.t(), out=room[: len(piece)])
-            peak = g.amax(-1, keepdim=True)
-            gap = below_peak(g, target, peak, smoothing)
-            g.sub_(peak).exp_()
-            log_sum = g.sum(-1, keepdim=True).log()
-            total += torch.where(counts, loss_of_rows(gap, peak, log_sum, z_loss), 0.0).sum()
-            if dx is not None or dw is not None:
-                to_gradient_(g, target, counts.float(), peak, log_sum, smoothing, z_loss)
-                g = g.to(weight.dtype)
-            if dx is not None:
-                torch.mm(g, weight, out=dx[start : start + len(piece)])
-            if dw is not None and weight.dtype == torch.float32:
-                dw.addmm_(g.t(), piece)
-            elif dw is not None:
-                dw += g.t() @ piece
-            start += len(piece)
-        ctx.save_for_backward(dx, dw)
+        ctx.settings = smoothing, z_loss, *ctx.needs_input_grad[:2]
+        total, dx, dw = _computed(x, weight, targets, *ctx.settings)
+        if torch.compiler.is_compiling():  # a graph plans its memory itself
+            ctx.save_for_backward(dx, dw)
+        else:
+            ctx.save_for_backward(x, weight, targets)
+            ctx.gradients = dx, dw
         ctx.dtype = weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw = ctx.saved_tensors
-        return (
-            None if dx is None else (dx * gradient).to(dx.dtype),
-            None if dw is None else (dw * gradient).to(ctx.dtype),
-            None,
-            None,
-            None,
-        )
+        if torch.compiler.is_compiling():
+            dx, dw = ctx.saved_tensors
+            dx = None if dx is None else (dx * gradient).to(dx.dtype)
+            return dx, None if dw is None else (dw * gradient).to(ctx.dtype), None, None, None
+        saved = ctx.saved_tensors  # an error where the graph was not retained
+        held, ctx.gradients = ctx.gradients, None
+        dx, dw = _computed(*saved, *ctx.settings)[1:] if held is None else held
+        dx = None if dx is None else dx.mul_(gradient)
+        return dx, None if dw is None else dw.mul_(gradient).to(ctx.dtype), None, None, None

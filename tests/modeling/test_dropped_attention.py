@@ -54,21 +54,20 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """The mask (B, H, T, S) of zeros and ones that every draw gives, whatever the blocks."""
     keep = torch.rand(B, H, 16, 16, generator=torch.Generator().manual_seed(2)) > P
 
-    def arranged(count: int, p: float) -> Tensor:
-        assert p == P
-        parts = [
-            keep[rows, :, queries, :seen].flatten() for rows, queries, seen, _ in _last_blocks[-1]
-        ]
-        flat = torch.cat(parts).to(torch.uint8)
-        assert flat.numel() == count
-        return flat
-
-    real, _last_blocks = dropped_attention._Blocks, []
+    real = dropped_attention._Blocks
 
     class Recorded(real):  # type: ignore[valid-type, misc]
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            _last_blocks.append(self)
+        def __iter__(self) -> Any:
+            for rows, queries, seen in real.__iter__(self):
+                part[:] = [keep[rows, :, queries, :seen].flatten().to(torch.uint8)]
+                yield rows, queries, seen
+
+    part: list[Tensor] = []
+
+    def arranged(count: int, p: float, generator: torch.Generator) -> Tensor:
+        assert p == P
+        assert part[0].numel() == count
+        return part[0]
 
     monkeypatch.setattr(dropped_attention, "_Blocks", Recorded)
     monkeypatch.setattr(dropped_attention, "kept", arranged)
@@ -210,7 +209,9 @@ def test_a_whole_model_under_pinned_masks_equals_the_eager_one(
 ) -> None:
     """With nothing dropped, but everything divided by 1 − p."""
     for module in (dropped_attention, dropout_module):
-        monkeypatch.setattr(module, "kept", lambda count, p: torch.ones(count, dtype=torch.uint8))
+        monkeypatch.setattr(
+            module, "kept", lambda count, p, generator=None: torch.ones(count, dtype=torch.uint8)
+        )
     ids = torch.arange(24).view(2, 12)
     attention_mask = None if mask is None else torch.tensor(mask)
     results = []
