@@ -173,7 +173,7 @@ class StaticCache(KVCache):
         buffer.keys.index_copy_(2, columns, keys)
         buffer.values.index_copy_(2, columns, values)
         if layer == len(self) - 1:  # not before, so that a pass that fails has not happened
-            self.position += keys.shape[2]
+            self.position.add_(keys.shape[2])  # not +=, which would make a graph return it
             self.mask, self._arriving = mask, None
         return buffer.keys, buffer.values
 

@@ -199,6 +199,31 @@ def test_one_graph_for_a_batch_size_and_a_power_of_two(counter: CompileCounterWi
         assert counter.frame_count == 3
 
 
+def test_a_step_returns_nothing_but_its_logits_and_moves_nothing(
+    counter: CompileCounterWithBackend,
+) -> None:
+    """What a CUDA graph returns is written over by its next run, and what it reads must stay."""
+    model = compiling_model()
+    asked: dict[str, Any] = {"eos_token_id": None, "attention_mask": MASK, "max_new_tokens": 8}
+    model.generate(IDS, **asked)
+    [room] = rooms_of(model)
+    cache = room.cache
+    parts = [cache.position, cache.mask, room.tokens]
+    parts += [t for b in cache._buffers if b for t in (b.keys, b.values)]
+    addresses = [t.data_ptr() for t in parts if t is not None]
+    model.generate(IDS, num_beams=1, **asked)
+    model.generate(IDS[:1], num_beams=3, **{**asked, "attention_mask": MASK[:1]})
+    assert rooms_of(model) == [room]
+    after = [cache.position, cache.mask, room.tokens]
+    after += [t for b in cache._buffers if b for t in (b.keys, b.values)]
+    assert all(a is b for a, b in zip(parts, after, strict=True))
+    assert [t.data_ptr() for t in after if t is not None] == addresses
+    assert cache._arriving is None
+    [graph] = counter.graphs
+    [output] = [node for node in graph.graph.nodes if node.op == "output"]
+    assert len(output.args[0]) == 1
+
+
 def test_other_models_have_other_graphs(counter: CompileCounterWithBackend) -> None:
     """More of them than torch keeps for one function."""
     for rows in range(1, 11):
