@@ -310,7 +310,7 @@ def test_two_threads_have_a_room_each() -> None:
     asked: dict[str, Any] = {"max_new_tokens": 20, "eos_token_id": None, **STATIC}
     prompts = [IDS, IDS.flip(1)]
     expected = [model.generate(ids, **asked) for ids in prompts]
-    together, found = threading.Barrier(2, timeout=60), [IDS, IDS]
+    together, found = threading.Barrier(2, timeout=15), [IDS, IDS]
 
     class Streamer:  # both are in the midst of it at once
         def put(self, value: Tensor) -> None:
