@@ -11,8 +11,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,6 +153,62 @@ def progress(text: str) -> None:
     """A line that the next one overwrites, on a terminal's stderr."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------- processes
+
+
+class Worker:
+    """A process that makes one thing, keeps it, and does work with it when it is its turn.
+
+    Libraries and models that share a process do disturb each other: a prepared model of 124M took
+    11.4 ms per step beside five others, and 7.3 alone. A worker that waits takes no core.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        # A new interpreter, not a fork of this one with its pools of threads.
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._made = self._pool.submit(_make, make, arguments)
+
+    def __call__(self, work: Callable[..., T], *arguments: Any) -> T:
+        """``work(thing, *arguments)``, computed there; functions are of a module's top level."""
+        self._made.result()  # what went wrong in making it is told here
+        return self._pool.submit(_work, work, arguments).result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+@contextmanager
+def workers(
+    names: Iterable[str], make: Callable[..., Any], *arguments: Any
+) -> Iterator[dict[str, Worker]]:
+    """A worker for each name, which has made ``make(name, *arguments)``."""
+    started = {name: Worker(make, name, *arguments) for name in names}
+    try:
+        for name, worker in started.items():
+            progress(f"making {name}")
+            worker(_ready)
+        yield started
+    finally:
+        for worker in started.values():
+            worker.close()
+
+
+_held: list[Any] = []  # in a worker: what it has made
+
+
+def _make(make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    _held.append(make(*arguments))
+
+
+def _work(work: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    gc.collect()
+    return work(_held[0], *arguments)
+
+
+def _ready(held: Any) -> bool:
+    return held is not None
 
 
 # ------------------------------------------------------------------------------------- tables

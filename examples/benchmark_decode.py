@@ -2,8 +2,8 @@
 
 A prompt of 32 tokens and 64 new ones; nobody stops earlier. "steps" are what the 63 steps after
 the first new token take, that is the whole call less the same call for one token, timed in the
-same round; "call" is the whole of it. Ratios and goals are of the steps, the work that is named
-decode; the call's stand beside them. Figures are medians of the rounds.
+same round; "call" is the whole of it. Ratios and goals are of both. Every row has a process of its
+own, and they take turns; figures are medians of the rounds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmark_common import (
     END,
     Goals,
     Options,
+    Worker,
     config_of,
     in_turns,
     load_ours,
@@ -32,6 +33,7 @@ from benchmark_common import (
     progress,
     ratio,
     seconds,
+    workers,
 )
 from torch import Tensor
 
@@ -41,6 +43,16 @@ PARTS = ("b1", "b8", "positions", "perplexity")
 PROMPT, NEW = 32, 64
 EARLY, LATE, STEPS = 64, 960, 8  # the step's cost at these positions, over so many steps
 WEIGHTS = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes of a weight
+# row -> bytes of each weight that a step reads
+PEER_ROWS = {
+    "transformers": 4,
+    "transformers-loop": 4,
+    "ctranslate2-float32": 4,
+    "ctranslate2-int8": 1,
+}
+NO_STREAMER = {"transformers-loop", "ctranslate2-float32", "ctranslate2-int8"}
+PREPARED = {f"{w}-{how}": size for w, size in WEIGHTS.items() for how in ("prepared", "compiled")}
+ROWS = {**PEER_ROWS, "eager": 4, **PREPARED}
 STORIES = Path(__file__).resolve().parent / "stories-gpt2"
 
 Generate = Callable[[Tensor, int], Tensor]  # prompts (B, T), how many new tokens -> their ids
@@ -48,10 +60,9 @@ Generate = Callable[[Tensor, int], Tensor]  # prompts (B, T), how many new token
 
 @dataclass
 class Row:
-    """One way of decoding: ``generate``, and the bytes of each weight that a step reads."""
+    """One way of decoding, in a process of its own."""
 
     generate: Generate
-    bytes_per_weight: int
     model: Any = None  # with a generate that takes a streamer: position costs are timed by it
     prepared_in: float = 0.0  # seconds of prepare_for_inference
 
@@ -71,41 +82,31 @@ class Sample:
 # --------------------------------------------------------------------------------------- rows
 
 
-def row_makers(directory: Path, options: Options) -> dict[str, Callable[[], Row]]:
-    """Every row by name, made when it is asked for; peers as far as they are wanted."""
-    makers: dict[str, Callable[[], Row]] = {}
-    if "transformers" in options.against:
-        makers["transformers"] = lambda: _transformers(directory)
-        makers["transformers-loop"] = lambda: _transformers_loop(directory)
-    if "ctranslate2" in options.against:
-        for kind in ("float32", "int8"):
-            makers[f"ctranslate2-{kind}"] = lambda kind=kind: _ctranslate2(
-                directory, kind, options.threads
-            )
-    makers["eager"] = lambda: _ours(load_ours(directory), 4)
-    for weights, size in WEIGHTS.items():
-        for compiled in (False, True):
-            name = f"{weights}-{'compiled' if compiled else 'prepared'}"
-            makers[name] = lambda weights=weights, size=size, compiled=compiled: _prepared(
-                directory, weights, size, compiled
-            )
-    return options.chosen(makers)
-
-
-def _prepared(directory: Path, weights: str, size: int, compiled: bool) -> Row:
+def make_row(name: str, directory: Path, threads: int) -> Row:
+    """One row of ROWS."""
+    torch.set_num_threads(threads)
+    if name == "transformers":
+        return _transformers(directory)
+    if name == "transformers-loop":
+        return _transformers_loop(directory)
+    kind, _, how = name.partition("-")
+    if kind == "ctranslate2":
+        return _ctranslate2(directory, how, threads)
     model = load_ours(directory)
+    if name == "eager":
+        return _ours(model)
     began = time.perf_counter()
-    fast = model.prepare_for_inference(weights=weights, compile=compiled)
+    fast = model.prepare_for_inference(weights=kind, compile=how == "compiled")
     took = time.perf_counter() - began
     fast.generation_config.eos_token_id = None
-    return replace(_ours(fast, size), prepared_in=took)
+    return replace(_ours(fast), prepared_in=took)
 
 
-def _ours(model: GPT2LMHeadModel, size: int) -> Row:
+def _ours(model: GPT2LMHeadModel) -> Row:
     def generate(ids: Tensor, new: int) -> Tensor:
         return model.generate(ids, max_new_tokens=new, do_sample=False)[:, ids.shape[1] :]
 
-    return Row(generate, size, model)
+    return Row(generate, model)
 
 
 def _transformers(directory: Path) -> Row:
@@ -116,7 +117,7 @@ def _transformers(directory: Path) -> Row:
         whole = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False)
         return whole[:, ids.shape[1] :]
 
-    return Row(generate, 4, model)
+    return Row(generate, model)
 
 
 def _transformers_loop(directory: Path) -> Row:
@@ -132,17 +133,23 @@ def _transformers_loop(directory: Path) -> Row:
             found.append(ids)
         return torch.cat(found, dim=1)
 
-    return Row(generate, 4)
+    return Row(generate)
+
+
+def _converted(directory: Path) -> Path:
+    """Where the checkpoint is in CTranslate2's format."""
+    return directory.parent / "ctranslate2"
 
 
 def _ctranslate2(directory: Path, kind: str, threads: int) -> Row:
     import ctranslate2
 
-    converted = directory.parent / "ctranslate2"
-    if not converted.exists():
-        ctranslate2.converters.TransformersConverter(str(directory)).convert(str(converted))
     generator = ctranslate2.Generator(
-        str(converted), device="cpu", compute_type=kind, inter_threads=1, intra_threads=threads
+        str(_converted(directory)),
+        device="cpu",
+        compute_type=kind,
+        inter_threads=1,
+        intra_threads=threads,
     )
     tokenizer = GPT2Tokenizer.from_pretrained(directory)
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
@@ -158,7 +165,51 @@ def _ctranslate2(directory: Path, kind: str, threads: int) -> Row:
         )
         return torch.tensor([result.sequences_ids[0] for result in results])
 
-    return Row(generate, WEIGHTS[kind])
+    return Row(generate)
+
+
+# --------------------------------------------------------------------- what a row's process does
+
+
+def first_call(row: Row, ids: Tensor) -> tuple[Tensor, float, float]:
+    """The new ids, and the seconds of preparing the model and of this call."""
+    began = time.perf_counter()
+    found = row.generate(ids, NEW)
+    return found, row.prepared_in, time.perf_counter() - began
+
+
+def sample(row: Row, ids: Tensor) -> Sample:
+    return Sample(
+        first=seconds(lambda: row.generate(ids, 1)), call=seconds(lambda: row.generate(ids, NEW))
+    )
+
+
+class Clock:
+    """A streamer that notes when each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, ids: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to show."""
+
+
+def step_costs(row: Row, vocab_size: int) -> tuple[float, float]:
+    """Seconds of a step around the EARLY position and around the LATE one."""
+    costs = []
+    for position in (EARLY, LATE):
+        ids = torch.randint(vocab_size - 1, (1, position - STEPS // 2))
+        clock = Clock()
+        row.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=STEPS + 1, do_sample=False,
+            streamer=clock,
+        )  # fmt: skip
+        times = clock.times[1:]  # the first is the prompt's; the next token comes with its pass
+        costs.append(median(b - a for a, b in pairwise(times)))
+    return costs[0], costs[1]
 
 
 # ---------------------------------------------------------------------------------- the parts
@@ -169,47 +220,47 @@ def run(options: Options) -> None:
     torch.set_num_threads(options.threads)
     limits.print_gemm_rates(torch.float32, torch.bfloat16, threads=options.threads)
     goals = Goals()
+    peers = {name.partition("-")[0] for name in PEER_ROWS} - set(options.against)
+    names = options.chosen({n: n for n in ROWS if n.partition("-")[0] not in peers})
     if options.has("b1") or options.has("b8") or options.has("positions"):
         with tempfile.TemporaryDirectory() as made:
             directory = Path(made) / "work"
-            makers = row_makers(directory, options)
             make_checkpoint(directory, options.shape)
-            rows = {name: make() for name, make in makers.items()}
-            for batch in (1, 8):
-                if options.has(f"b{batch}"):
-                    speed(rows, batch, options, goals)
-            if options.has("positions"):
-                positions(rows, options, goals)
+            if any(name.startswith("ctranslate2") for name in names):
+                from ctranslate2.converters import TransformersConverter
+
+                TransformersConverter(str(directory)).convert(str(_converted(directory)))
+            with workers(names, make_row, directory, options.threads) as rows:
+                for batch in (1, 8):
+                    if options.has(f"b{batch}"):
+                        speed(rows, batch, options, goals)
+                if options.has("positions"):
+                    positions(rows, options, goals)
     if options.has("perplexity"):
         perplexities(goals)
     goals.show()
 
 
-def speed(rows: dict[str, Row], batch: int, options: Options, goals: Goals) -> None:
+def speed(rows: dict[str, Worker], batch: int, options: Options, goals: Goals) -> None:
     """Tokens per second of every row at one batch size."""
     config = config_of(options.shape)
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(config.vocab_size - 1, (batch, PROMPT), generator=generator)
-    print(f"\nB={batch}, {PROMPT} + {NEW} tokens, {options.rounds} rounds")
-    setup, found = {}, {}
+    first = {}
     for name, row in rows.items():
         progress(f"first call: {name}")
-        began = time.perf_counter()
-        found[name] = row.generate(ids, NEW)
-        setup[name] = time.perf_counter() - began
-        if found[name].shape != (batch, NEW):
-            raise SystemExit(f"{name} made {tuple(found[name].shape)} tokens, not {(batch, NEW)}")
-    expected = next(iter(found.values()))
+        first[name] = row(first_call, ids)
+        found = first[name][0].shape
+        if found != (batch, NEW):
+            raise SystemExit(f"{name} made {tuple(found)} tokens, not {(batch, NEW)}")
+    expected = next(iter(first.values()))[0]
     takers: dict[str, Callable[[], Any]] = {
-        name: lambda row=row: Sample(
-            first=seconds(lambda: row.generate(ids, 1)),
-            call=seconds(lambda: row.generate(ids, NEW)),
-        )
-        for name, row in rows.items()
+        name: lambda row=row: row(sample, ids) for name, row in rows.items()
     }
     samples = in_turns({limits.READ: limits.Stream(), **takers}, options.rounds)
     reads = samples.pop(limits.READ)
     read = median(reads)
+    print(f"\nB={batch}, {PROMPT} + {NEW} tokens, {options.rounds} rounds")
     print(
         f"stream read, in the same rounds: {read / limits.GIGA:.1f} GB/s "
         f"({min(reads) / limits.GIGA:.1f} to {max(reads) / limits.GIGA:.1f})"
@@ -223,15 +274,16 @@ def speed(rows: dict[str, Row], batch: int, options: Options, goals: Goals) -> N
         + f"{'prepare s':>11}{'first call':>12}{'same ids':>10}"
     )
     shares = {}
-    for name, row in rows.items():
+    for name in rows:
+        found, prepared_in, call = first[name]
         step = steps[name] / (NEW - 1)
-        shares[name] = limits.read_per_step(config, row.bytes_per_weight) / read / step
+        shares[name] = limits.read_per_step(config, ROWS[name]) / read / step
         line = f"{name:20}{batch / step:12.1f}{batch * NEW / calls[name]:12.1f}{1000 * step:9.2f}"
         line += f"{shares[name]:10.2f}"
         for peer in peers:
             line += f"{steps[peer] / steps[name]:17.2f}x{calls[peer] / calls[name]:7.2f}x"
-        same = (found[name] == expected).float().mean().item()
-        print(line + f"{row.prepared_in:11.2f}{setup[name]:12.2f}{same:10.0%}", flush=True)
+        same = (found == expected).float().mean().item()
+        print(line + f"{prepared_in:11.2f}{call:12.2f}{same:10.0%}", flush=True)
     print("of limit: the weights' bytes, read once per step, at the stream's speed / the step")
     print("same ids: as the first row's; where weights are rounded, random ones make other ids")
     print(
@@ -270,44 +322,19 @@ def speed_goals(
         goals.add(task, shares.get("float32-compiled"), ">=", 0.85)
 
 
-class Clock:
-    """A streamer that notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, ids: Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing is left to show."""
-
-
-def positions(rows: dict[str, Row], options: Options, goals: Goals) -> None:
+def positions(rows: dict[str, Worker], options: Options, goals: Goals) -> None:
     """What a step costs late in the context, over what it costs early."""
     vocab_size = config_of(options.shape).vocab_size
-    timed = {name: row for name, row in rows.items() if row.model is not None}
-
-    def step(row: Row, position: int) -> float:
-        # The first new token comes with the prompt's pass; the steps behind it are timed.
-        ids = torch.randint(vocab_size - 1, (1, position - STEPS // 2))
-        clock = Clock()
-        row.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=STEPS + 1, do_sample=False,
-            streamer=clock,
-        )  # fmt: skip
-        times = clock.times[1:]  # the first is the prompt's
-        return median(b - a for a, b in pairwise(times))
-
+    timed = {name: row for name, row in rows.items() if name not in NO_STREAMER}
     samples = in_turns(
-        {name: lambda row=row: (step(row, EARLY), step(row, LATE)) for name, row in timed.items()},
+        {name: lambda row=row: row(step_costs, vocab_size) for name, row in timed.items()},
         options.rounds,
     )
     print(f"\nms of a step around a position, B=1{'':6}{EARLY:>10}{LATE:>10}     ratio")
     for name, taken in samples.items():
         early, late = (1000 * median(one[i] for one in taken) for i in (0, 1))
         print(f"{name:41}{early:10.2f}{late:10.2f}{late / early:10.2f}")
-        if not name.startswith("transformers"):
+        if name not in PEER_ROWS:
             task = f"decode, step at {LATE} over step at {EARLY}, {name}"
             goals.add(task, late / early, "<=", 1.3, "x")
 

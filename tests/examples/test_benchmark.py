@@ -41,40 +41,25 @@ def table(text: str) -> dict[str, list[str]]:
     return {words[0]: words[1:] for words in map(str.split, text.splitlines()) if words}
 
 
-def test_decoding_beside_every_peer(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    every = [
-        "transformers",
-        "transformers-loop",
-        "ctranslate2-int8",
-        "ctranslate2-float32",
-        "eager",
-    ]
-    rows = [row for row in every if row.split("-")[0] in ["eager", *INSTALLED]]
-    load("benchmark_decode").run(options(against=INSTALLED, parts=["b1"], only=rows))
+def test_decoding_beside_the_peers(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    every = ["transformers", "ctranslate2-float32", "eager", "float32-prepared", "int8-prepared"]
+    missing = {"transformers", "ctranslate2"} - set(INSTALLED)
+    rows = [row for row in every if row.split("-")[0] not in missing]
+    load("benchmark_decode").run(options(against=INSTALLED, parts=["b1", "positions"], only=rows))
     printed = capsys.readouterr().out
-    assert "stream read" in printed
-    assert "GEMM" in printed
-    lines = table(printed)
+    speeds, positions = printed.split("ms of a step around a position")
+    assert "stream read" in speeds
+    assert "GEMM" in speeds
+    lines = table(speeds)
     for row in rows:
         assert len(lines[row]) == len(lines["eager"])
         if "int8" not in row:
             assert lines[row][-1] == "100%"  # everybody makes the same ids
+    for row in ("eager", "int8-prepared"):
+        early, late, ratio = map(float, table(positions)[row])
+        assert ratio == pytest.approx(late / early, rel=0.2)  # both are printed to 0.01 ms
     if "transformers" in INSTALLED:
         assert "decode B=1, fp32 eager, steps" in printed
-
-
-def test_decoding_at_two_positions(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    load("benchmark_decode").run(options(parts=["positions"], only=["eager"]))
-    early, late, ratio = map(float, table(capsys.readouterr().out)["eager"])
-    assert ratio == pytest.approx(late / early, rel=0.2)  # both are printed to 0.01 ms
-
-
-def test_decoding_of_prepared_models(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = ["eager", "float32-prepared", "int8-prepared"]
-    load("benchmark_decode").run(options(parts=["b8"], only=rows))
-    lines = table(capsys.readouterr().out)
-    assert lines["float32-prepared"][-1] == "100%"
-    assert len(lines["int8-prepared"]) == len(lines["eager"])
 
 
 def test_perplexity_of_prepared_models(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
