@@ -46,3 +46,9 @@ class Progress:
         """End the line."""
         if self._shown and self._live:
             print(file=sys.stderr)
+
+
+def announce(line: str) -> None:
+    """Tell on stderr of one long piece of work that cannot say how far it is."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)

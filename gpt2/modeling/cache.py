@@ -255,13 +255,33 @@ class KVCache:
                 values = torch.cat([past[1][:, :, :start], values], dim=2)
             self._buffers[layer] = Buffer(keys, values, self.length)
             return keys, values
-        if buffer is None or not buffer.has_room(start, keys.shape[2]):
-            buffer = self._reallocate(buffer, start, keys)
-            self._buffers[layer] = buffer
+        buffer = self._with_room(layer, keys)
         buffer.keys[:, :, start : self.length] = keys
         buffer.values[:, :, start : self.length] = values
-        buffer.filled = self.length
         return self._columns(layer)
+
+    def reserve(self, layer: int) -> KeyValue:
+        """The buffers of a layer that holds something, (B, H, C, Dh) each, with room for one more.
+
+        The caller writes column S − 1 and reads the first S, for S = ``length``.
+        """
+        buffer = self._buffers[layer]
+        assert buffer is not None
+        buffer = self._with_room(layer, buffer.keys[:, :, :1])
+        return buffer.keys, buffer.values
+
+    def shape_of(self, layer: int) -> tuple[int, ...] | None:
+        """(B, H, C, Dh) of what is allocated for a layer, or None where nothing is."""
+        buffer = self._buffers[layer]
+        return None if buffer is None else tuple(buffer.keys.shape)
+
+    def _with_room(self, layer: int, like: Tensor) -> Buffer:
+        """The layer's buffer, with its last T columns to be written; ``like`` is (B, H, T, Dh)."""
+        buffer, start = self._buffers[layer], self.length - like.shape[2]
+        if buffer is None or not buffer.has_room(start, like.shape[2]):
+            buffer = self._buffers[layer] = self._reallocate(buffer, start, like)
+        buffer.filled = self.length
+        return buffer
 
     def _reallocate(self, old: Buffer | None, start: int, like: Tensor) -> Buffer:
         """A fresh buffer with the first ``start`` columns of ``old``.

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from gpt2.checkpoints.configs import read_config
 from gpt2.checkpoints.load import Dtype, load_tensors
 from gpt2.checkpoints.match import Rules
+from gpt2.checkpoints.packed import is_packed, read_packed
 from gpt2.checkpoints.report import LoadReport
 from gpt2.checkpoints.weightfiles import WeightFiles, open_checkpoint
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError, unknown_argument
 from gpt2.fieldchecks import take_no_ops
+from gpt2.inference import packed_copy
 from gpt2.modeling.target import chosen_device, chosen_dtype
 from gpt2.modeling.trainable import Trainable
 from gpt2.storage.hub import Repository
@@ -38,6 +40,8 @@ class Loadable(Trainable):
     #: the config's class, and the first argument of forward, as documented
     config_class: ClassVar[type[GPT2Config]] = GPT2Config
     main_input_name: ClassVar[str] = "input_ids"
+    #: how the weights are stored where prepare_for_inference has made this model, else None
+    packed: str | None = None
     #: what from_pretrained was given
     name_or_path: str = ""
     #: tied name -> the name that is stored; only while config.tie_word_embeddings
@@ -183,13 +187,17 @@ class Loadable(Trainable):
             if attn_implementation is not None:
                 chosen.attn_implementation = attn_implementation
             model = cls.from_config(chosen, device="meta")
-            report = model._take(
-                weights if state_dict is None else state_dict,
-                model.loading_rules(ignore_mismatched_sizes, allow_missing, allow_unexpected),
-                wanted_dtype,
-                wanted_device,
-                notes,
-            )
+            rules = model.loading_rules(ignore_mismatched_sizes, allow_missing, allow_unexpected)
+            if state_dict is None and is_packed(chosen):
+                model, report = model._packed(weights, rules, wanted_dtype, wanted_device)
+            else:
+                report = model._take(
+                    weights if state_dict is None else state_dict,
+                    rules,
+                    wanted_dtype,
+                    wanted_device,
+                    notes,
+                )
         model._read_extras(repository)
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
         model.eval()
@@ -305,6 +313,23 @@ class Loadable(Trainable):
         loaded.report.model_class = type(self).__name__
         loaded.report.config = self.config
         return loaded.report
+
+    def _packed(
+        self, weights: WeightFiles, rules: Rules, dtype: Dtype, device: torch.device
+    ) -> tuple[Self, LoadReport]:
+        """This model, which is on the meta device, with the int8 weights of a checkpoint."""
+        plain = type(self).loading_rules(self)
+        if rules != plain or dtype not in (None, torch.float32) or device.type != "cpu":
+            raise ArgumentError(
+                f"{weights.repository.name!r} has int8 weights, which load whole, on CPU and as "
+                "they are; leave out dtype, device, ignore_mismatched_sizes, allow_missing and "
+                "allow_unexpected"
+            )
+        packed = packed_copy(self, "int8", by_rows=True)
+        tensors, report = read_packed(weights, packed.state_dict())
+        packed.load_state_dict(tensors, assign=True)
+        report.model_class, report.config = type(self).__name__, self.config
+        return packed, report
 
     def _adopt(
         self, tensors: Mapping[str, Tensor], report: LoadReport, device: torch.device

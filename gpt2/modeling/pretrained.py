@@ -10,13 +10,15 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from operator import attrgetter
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import nn
 
 from gpt2.config import GPT2Config
-from gpt2.errors import ArgumentTypeError, StateDictError, unknown_argument
+from gpt2.errors import ArgumentError, ArgumentTypeError, StateDictError, unknown_argument
+from gpt2.inference import prepare_for_inference
 from gpt2.modeling.outputs import ModelOutput
 from gpt2.modeling.saving import Savable
 
@@ -84,6 +86,9 @@ class GPT2PreTrainedModel(Savable):
             return
         for name, source in self.tied_weights.items():
             path, _, leaf = name.rpartition(".")
+            if self.packed:
+                _share(self.get_submodule(path), self.get_submodule(source.rpartition(".")[0]))
+                continue
             setattr(_unwrapped(self.get_submodule(path)), leaf, self.get_parameter(source))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -91,6 +96,46 @@ class GPT2PreTrainedModel(Savable):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.tie_weights()
         return self
+
+    # -- inference ------------------------------------------------------------------------------
+
+    def prepare_for_inference(
+        self, *, weights: Literal["float32", "bfloat16", "int8"] = "float32", compile: bool = False
+    ) -> Self:
+        """A copy of this model whose weights are stored for fast decoding, in eval mode.
+
+        The copy has the same class, forward and generate; this model stays as
+        it is, and nothing is shared. ``weights``: how the linear layers and the
+        token embedding are stored. On CPU:
+
+        - "float32": 4 bytes per weight, results within rounding of this model's;
+        - "bfloat16": 2 bytes; each weight keeps 8 bits of precision;
+        - "int8": 1 byte and a scale per output, see gpt2.modeling.linear.quantized.
+
+        With the latter two, products over several rows are in bfloat16, so a
+        row's numbers hang a little on its batch. ``compile`` runs each step of
+        one token as compiled functions: needs a C++ compiler, takes about 10 s
+        once for one row and once for more, and torch keeps the result on disk.
+        On a GPU "float32" and "bfloat16" are a plain copy in that dtype, and
+        ``compile`` makes generate's steps CUDA graphs.
+
+        Such a model cannot be trained. save_pretrained keeps int8 weights as
+        they are, for this library only; the others become a plain checkpoint.
+
+        Raises ArgumentError for other weights, a prepared model or one whose
+        linear layers were replaced (adapters: merge them), and BackendError
+        where there is no compiler or the device has no such storage.
+        """
+        return prepare_for_inference(self, weights=weights, compile=compile)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, or eval mode; ArgumentError where the weights are packed."""
+        if mode and self.packed:
+            raise ArgumentError(
+                f"this model was prepared for inference with {self.packed} weights and cannot be "
+                "trained; train the one that it was made of"
+            )
+        return super().train(mode)
 
     # -- facts ----------------------------------------------------------------------------------
 
@@ -117,6 +162,11 @@ def refuse_unknown(module: nn.Module, unknown: Mapping[str, Any]) -> None:
         raise unknown_argument(f"{type(module).__name__}.forward", name, known)
 
 
+def _share(head: nn.Module, table: nn.Module) -> None:
+    """One packed weight, and its scale, for both."""
+    table.weight, table.scale = head.weight, head.scale
+
+
 def _unwrapped(module: nn.Module) -> nn.Module:
     """The module itself, where PEFT has put an adapter, or a copy to be trained, around it."""
     for name in ("base_layer", "original_module"):
@@ -134,10 +184,11 @@ def _leave_out_tied(
     """A tied weight is stored once: state_dict() does not list it again."""
     assert isinstance(module, GPT2PreTrainedModel)
     for name, source in _active_ties(module):
-        path, _, leaf = name.rpartition(".")
-        tied = getattr(module.get_submodule(path), leaf, None)
-        if tied is module.get_parameter(source):
-            state_dict.pop(prefix + name, None)
+        for of_head, of_table in _tensors_of_tie(module, name, source):
+            path, _, leaf = of_head.rpartition(".")
+            tied = getattr(module.get_submodule(path), leaf, None)
+            if tied is attrgetter(of_table)(module):
+                state_dict.pop(prefix + of_head, None)
 
 
 def _refuse_conv1d(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_rest: Any) -> None:
@@ -156,7 +207,8 @@ def _refuse_conv1d(module: nn.Module, state_dict: dict[str, Any], prefix: str, *
 def _supply_tied(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_rest: Any) -> None:
     """Loading expects both names; two tensors that differ cannot both be kept."""
     assert isinstance(module, GPT2PreTrainedModel)
-    for name, source in _active_ties(module):
+    ties = _active_ties(module)
+    for name, source in [pair for tie in ties for pair in _tensors_of_tie(module, *tie)]:
         head, table = state_dict.get(prefix + name), state_dict.get(prefix + source)
         if head is None and table is not None:
             state_dict[prefix + name] = table
@@ -175,6 +227,16 @@ def _tie_again(module: nn.Module, _incompatible: Any) -> None:
     """Loading with assign=True makes two parameters of a tied one."""
     assert isinstance(module, GPT2PreTrainedModel)
     module.tie_weights()
+
+
+def _tensors_of_tie(module: nn.Module, name: str, source: str) -> list[tuple[str, str]]:
+    """The names of a tied weight, and of its scales where it is packed as int8."""
+    pairs = [(name, source)]
+    if getattr(module, "packed", None) == "int8":
+        pairs += [
+            (f"{n.rpartition('.')[0]}.scale", f"{s.rpartition('.')[0]}.scale") for n, s in pairs
+        ]
+    return pairs
 
 
 def _active_ties(module: GPT2PreTrainedModel) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from gpt2.checkpoints.card import CARD_NAME, model_card
+from gpt2.checkpoints.packed import marked, write_packed
 from gpt2.checkpoints.save import fitting_tensors, superseded_files, write_model
 from gpt2.checkpoints.weightfiles import weight_file_patterns
 from gpt2.config import GPT2Config
@@ -57,7 +58,9 @@ class Savable(Loadable):
         model.pt) whatever ``safe_serialization`` says; or "opt". A model that
         the layout's program could not compute is refused. ``state_dict``:
         weights to write in place of the model's own, all of them.
-        ``max_shard_size``: bytes, or "200MB". ``is_main_process=False`` writes
+        ``max_shard_size``: bytes, or "200MB". A model prepared with int8
+        weights is saved with them, in one file that this library alone loads.
+        ``is_main_process=False`` writes
         nothing, for all ranks but one.
 
         Raises ArgumentError, ConfigError, StateDictError, and FileAccessError
@@ -68,7 +71,10 @@ class Savable(Loadable):
             raise unknown_argument(f"{type(self).__name__}.save_pretrained", name, known)
         if not is_main_process:
             return
-        config = self.config.replaced(
+        packed = self.packed == "int8"
+        if packed:
+            _refuse_for_packed(layout, state_dict, max_shard_size, safe_serialization, variant)
+        config = marked(self.config, packed).replaced(
             architectures=[type(self).__name__],
             torch_dtype=str(next(self.parameters()).dtype).removeprefix("torch."),
         )
@@ -90,15 +96,18 @@ class Savable(Loadable):
             _check_tokenizer(tokenizer, config)
             replaces += tokenizer.file_names
         with staged_directory(save_directory, replaces=replaces) as stage:
-            write_model(
-                stage,
-                tensors,
-                config,
-                layout=layout,
-                max_shard_size=max_shard_size,
-                variant=variant,
-                safe_serialization=safe_serialization,
-            )
+            if packed:
+                write_packed(stage, tensors, config)
+            else:
+                write_model(
+                    stage,
+                    tensors,
+                    config,
+                    layout=layout,
+                    max_shard_size=max_shard_size,
+                    variant=variant,
+                    safe_serialization=safe_serialization,
+                )
             self._write_extras(stage)
             if tokenizer is not None:
                 tokenizer.write_to(stage)
@@ -160,6 +169,29 @@ class Savable(Loadable):
 
     def _write_extras(self, stage: Path) -> None:
         """Write what else belongs to this class into the staged directory."""
+
+
+def _refuse_for_packed(
+    layout: str,
+    state_dict: object,
+    max_shard_size: int | str,
+    safe_serialization: bool,
+    variant: str | None,
+) -> None:
+    """ArgumentError for what the one file of int8 weights cannot honour."""
+    given = {
+        f"layout={layout!r}": layout != "huggingface",
+        "state_dict": state_dict is not None,
+        f"max_shard_size={max_shard_size!r}": max_shard_size != "5GB",
+        f"safe_serialization={safe_serialization}": not safe_serialization,
+        f"variant={variant!r}": variant is not None,
+    }
+    for argument, is_given in given.items():
+        if is_given:
+            raise ArgumentError(
+                f"{argument} does not go with int8 weights, which are saved as one "
+                "model.safetensors of this library; save the model that they were made of"
+            )
 
 
 def _check_tokenizer(tokenizer: SavedBeside, config: GPT2Config) -> None:

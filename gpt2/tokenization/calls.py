@@ -323,8 +323,9 @@ class TextCalls(TokenDecoder):
             arguments: further ones of a call.
         """
         arguments["add_special_tokens"] = add_special_tokens
-        if not isinstance(text, str) and not arguments.get("is_split_into_words"):
-            raise ArgumentTypeError(f"tokenize takes one text, not {type(text).__name__}")
+        given: Any = text
+        if not isinstance(given, str) and not arguments.get("is_split_into_words"):
+            raise ArgumentTypeError(f"tokenize takes one text, not {type(given).__name__}")
         tokens: list[str] = self(text, pair, **arguments).tokens()
         return tokens
 
