@@ -40,8 +40,6 @@ class Loadable(Trainable):
     #: the config's class, and the first argument of forward, as documented
     config_class: ClassVar[type[GPT2Config]] = GPT2Config
     main_input_name: ClassVar[str] = "input_ids"
-    #: how the weights are stored where prepare_for_inference has made this model, else None
-    packed: str | None = None
     #: what from_pretrained was given
     name_or_path: str = ""
     #: tied name -> the name that is stored; only while config.tie_word_embeddings

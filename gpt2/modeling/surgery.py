@@ -27,6 +27,15 @@ class Surgery(nn.Module):
     """What GPT2PreTrainedModel can do to its own shape."""
 
     config: GPT2Config
+    #: how the weights are stored where prepare_for_inference has made this model, else None
+    packed: str | None = None
+
+    def _refuse_if_packed(self, method: str) -> None:
+        if self.packed:
+            raise ArgumentError(
+                f"{method} needs plain weights, and this model was prepared for inference with "
+                f"{self.packed} ones; change the original and prepare it again"
+            )
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding, ``wte``."""
@@ -40,6 +49,7 @@ class Surgery(nn.Module):
         where its width is not the model's, or where an untied head has another
         number of tokens.
         """
+        self._refuse_if_packed("set_input_embeddings")
         if not isinstance(value, nn.Embedding):
             raise ArgumentTypeError(f"value must be an nn.Embedding, not {type(value).__name__}")
         rows, width = value.weight.shape
@@ -72,6 +82,7 @@ class Surgery(nn.Module):
         ArgumentError for other shapes, for a head that would break the tie, and
         for models without such a head.
         """
+        self._refuse_if_packed("set_output_embeddings")
         if self.get_output_embeddings() is None:
             raise ArgumentError(f"{type(self).__name__} has no output embeddings to set")
         if (
@@ -116,6 +127,7 @@ class Surgery(nn.Module):
 
         Raises ArgumentError for numbers below 1.
         """
+        self._refuse_if_packed("resize_token_embeddings")
         table = self.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
         rows = table.num_embeddings if new_num_tokens is None else new_num_tokens
@@ -164,6 +176,7 @@ class Surgery(nn.Module):
         Raises ArgumentError for numbers below 1, for an unknown mode, and for
         "truncate" to more positions.
         """
+        self._refuse_if_packed("resize_position_embeddings")
         table = self.get_position_embeddings()
         assert isinstance(table, nn.Embedding)
         rows, old = new_num_position_embeddings, table.weight
@@ -192,6 +205,7 @@ class Surgery(nn.Module):
         Raises ConfigError for layers and heads that are not there, and for the
         last head of a layer.
         """
+        self._refuse_if_packed("prune_heads")
         gone = self.config.pruned_heads
         wanted = {
             layer: sorted({*gone.get(layer, []), *heads}) for layer, heads in heads_to_prune.items()
