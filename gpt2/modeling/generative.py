@@ -76,7 +76,10 @@ class GenerativeModel(GPT2PreTrainedModel):
         there is none. A row gets the ids that it gets alone: max_length and
         min_length count its real tokens, processors do not see padding. Rows
         of a sampled batch leave it when they have ended, unless
-        return_dict_in_generate or a function of the caller's is given.
+        return_dict_in_generate or a function of the caller's is given, or
+        the cache is static. ``cache_implementation="static"``: greedy decoding,
+        sampling and beams over a cache of fixed shape, whose steps are compiled
+        where ``step_compile_mode`` says how; then it is the default for them.
 
         ``logits_processor``: functions (input_ids, scores) -> scores, called
         with the whole batch, the prompt as it was given and ended rows
