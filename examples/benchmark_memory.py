@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 import benchmark_train
-import torch
 from benchmark_common import Goals, Options, make_checkpoint, median, progress, ratio
 
 STATUS = Path("/proc/self/status")
@@ -74,8 +73,7 @@ def _in_new_process(name: str, directory: Path, options: Options) -> dict[str, f
 
 def _sample(name: str, directory: Path, shape: str, threads: int) -> None:
     """What each of the new processes does."""
-    torch.set_num_threads(threads)
-    step = benchmark_train.Step(name, directory, shape)
+    step = benchmark_train.Step(name, directory, shape, threads)
     for parameter in step.model.parameters():
         parameter.sum().item()  # a file that is only mapped becomes resident when it is read
     standing = _resident("VmRSS")

@@ -2,7 +2,8 @@
 
 transformers is timed as its own generate calls it (logits_to_keep=1), which is the same work as
 here, and the ratio and the goal are of that; and as its forward is by default, with the logits of
-all positions. Everybody builds a cache, as is everybody's default. Figures are medians.
+all positions. Everybody builds a cache, as is everybody's default. Each row has a process of its
+own, and they take turns; figures are medians.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmark_common import (
     median,
     ratio,
     seconds,
+    workers,
 )
 from torch import Tensor
 
@@ -33,6 +35,7 @@ LENGTH = 1024
 PEER = "transformers"
 PEER_ALL = "transformers, all logits"
 PLAIN = "gpt2"
+NAMES = (PLAIN, PEER, PEER_ALL)
 
 
 def run(options: Options) -> None:
@@ -49,19 +52,31 @@ def run(options: Options) -> None:
     goals.show()
 
 
+def make_row(name: str, directory: Path, dtype: torch.dtype, threads: int) -> Callable[[], Any]:
+    """The pass of one row; made, and then called, in its own process."""
+    torch.set_num_threads(threads)
+    model: Any = (load_ours if name == PLAIN else load_transformers)(directory, dtype=dtype)
+    ids = torch.randint(model.config.vocab_size - 1, (1, LENGTH))
+    settings = {} if name == PEER_ALL else {"logits_to_keep": 1}
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return model(ids, **settings).logits
+
+    return forward
+
+
 def _one_dtype(directory: Path, dtype: torch.dtype, options: Options, goals: Goals) -> None:
     config = config_of(options.shape)
-    ids = torch.randint(config.vocab_size - 1, (1, LENGTH))
-    ours = load_ours(directory, dtype=dtype)
-    rows: dict[str, Callable[[], Any]] = {PLAIN: lambda: _forward(ours, ids, logits_to_keep=1)}
-    if PEER in options.against:
-        theirs = load_transformers(directory, dtype=dtype)
-        rows[PEER] = lambda: _forward(theirs, ids, logits_to_keep=1)
-        rows[PEER_ALL] = lambda: _forward(theirs, ids)
-    rows = options.chosen(rows)
+    names = options.chosen(
+        {name: name for name in NAMES if name == PLAIN or PEER in options.against}
+    )
     products = limits.Products(config, LENGTH, head_tokens=1, dtype=dtype)
-    takers = {name: lambda row=row: seconds(row) for name, row in rows.items()}
-    samples = in_turns({limits.PRODUCTS: products, **takers}, options.rounds)
+    with workers(names, make_row, directory, dtype, options.threads) as rows:
+        takers: dict[str, Callable[[], float]] = {
+            name: lambda row=row: row(seconds) for name, row in rows.items()
+        }
+        samples = in_turns({limits.PRODUCTS: products, **takers}, options.rounds)
     alone = median(samples.pop(limits.PRODUCTS))
     taken = {name: median(times) for name, times in samples.items()}
     name = str(dtype).removeprefix("torch.")
@@ -73,8 +88,3 @@ def _one_dtype(directory: Path, dtype: torch.dtype, options: Options, goals: Goa
         print(f"{row:30}{time:9.3f}{alone / time:10.2f}{of_peer}")
     of_peer = ratio(taken.get(PLAIN), taken.get(PEER))
     goals.add(f"prefill 1×{LENGTH}, {name}", of_peer, "<=", 0.85, f"x {PEER}")
-
-
-@torch.no_grad()
-def _forward(model: Any, ids: Tensor, **settings: Any) -> Tensor:
-    return model(ids, **settings).logits

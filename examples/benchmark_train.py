@@ -2,7 +2,7 @@
 
 Dropout as the config has it (0.1 everywhere), torch's fused AdamW for everybody, labels the inputs.
 This library with return_logits=False, and with the logits returned; transformers as its defaults
-make it. Figures are medians of the rounds.
+make it. Each in a process of its own, in turns; figures are medians of the rounds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmark_common import (
     median,
     ratio,
     seconds,
+    workers,
 )
 
 ROWS, LENGTH = 4, 512
@@ -37,7 +38,8 @@ NAMES = (PEER, WITH_LOGITS, WITHOUT)
 class Step:
     """One training step per call, on the same batch; ``losses`` has what came out."""
 
-    def __init__(self, name: str, directory: Path, shape: str) -> None:
+    def __init__(self, name: str, directory: Path, shape: str, threads: int) -> None:
+        torch.set_num_threads(threads)
         load = load_transformers if name == PEER else load_ours
         self.model: Any = load(directory, dtype=torch.float32).train()
         self.settings = {"return_logits": False} if name == WITHOUT else {}
@@ -55,6 +57,11 @@ class Step:
         self.losses.append(output.loss.item())
 
 
+def losses(step: Step) -> list[float]:
+    """Asked of the process that has taken the steps."""
+    return step.losses
+
+
 def run(options: Options) -> None:
     """Print the table and the goals."""
     torch.set_num_threads(options.threads)
@@ -65,13 +72,13 @@ def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as made:
         directory = Path(made) / "work"
         make_checkpoint(directory, options.shape)
-        names = [name for name in NAMES if name != PEER or PEER in options.against]
-        makers: dict[str, Callable[[], Step]] = {
-            name: lambda name=name: Step(name, directory, options.shape) for name in names
-        }
-        steps = {name: make() for name, make in options.chosen(makers).items()}
-    takers = {name: lambda step=step: seconds(step) for name, step in steps.items()}
-    samples = in_turns({limits.PRODUCTS: products, **takers}, options.rounds)
+        names = options.chosen({n: n for n in NAMES if n != PEER or PEER in options.against})
+        with workers(names, Step, directory, options.shape, options.threads) as steps:
+            takers: dict[str, Callable[[], float]] = {
+                name: lambda step=step: step(seconds) for name, step in steps.items()
+            }
+            samples = in_turns({limits.PRODUCTS: products, **takers}, options.rounds)
+            all_losses = {name: step(losses) for name, step in steps.items()}
     alone = median(samples.pop(limits.PRODUCTS))
     taken = {name: median(times) for name, times in samples.items()}
     print(f"\n{ROWS}×{LENGTH}, float32, dropout {config.resid_pdrop}, {options.rounds} rounds")
@@ -83,8 +90,7 @@ def run(options: Options) -> None:
     for name, time in taken.items():
         line = f"{name:28}{time:8.2f}{tokens / time:9.1f}{alone / time:10.2f}"
         line += f"{taken[PEER] / time:15.2f}x" if PEER in taken else f"{'':16}"
-        losses = steps[name].losses
-        print(f"{line}{losses[0]:14.3f}{losses[-1]:8.3f}")
+        print(f"{line}{all_losses[name][0]:14.3f}{all_losses[name][-1]:8.3f}")
     goals = Goals()
     of_peer = ratio(taken.get(PEER), taken.get(WITHOUT))
     goals.add(f"train step, {WITHOUT}", of_peer, ">=", 1.4, f"x {PEER}'s tok/s")

@@ -77,11 +77,12 @@ def test_perplexity_of_prepared_models(load: Any, capsys: pytest.CaptureFixture[
 
 def test_prefill(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     against = [peer for peer in INSTALLED if peer == "transformers"]
-    load("benchmark_prefill").run(options(against=against))
+    load("benchmark_prefill").run(options(against=against, parts=["bfloat16"]))
     printed = capsys.readouterr().out
-    assert printed.count("the products alone") == 2
-    assert printed.count("gpt2    ") == 2
-    assert printed.count("prefill 1×1024") == 2 * len(against)  # the goals
+    assert "the products alone" in printed
+    assert "float32" not in printed
+    assert printed.count("gpt2    ") == 1
+    assert printed.count("prefill 1×1024, bfloat16") == len(against)  # the goal
 
 
 def test_training_takes_the_steps_that_it_times(
@@ -164,6 +165,27 @@ def test_gpu_training(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     assert "tok/s" in printed
     assert "MFU" in printed
+
+
+def test_gpu_gains_are_what_eager_takes_more(gpu: ModuleType) -> None:
+    """As documented: 0.316 s over 0.209 s is +51 %, 8682 MB over 4881 MB +78 %."""
+    faster, smaller = gpu._gains(gpu.Cost(0.316, 8682.26), gpu.Cost(0.209, 4881.09))
+    assert faster == pytest.approx(51.2, abs=0.05)
+    assert smaller == pytest.approx(77.875, abs=0.001)
+    assert gpu._gains(None, gpu.Cost(1, 1)) == (None, None)
+
+
+def test_goals_are_met_or_not(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    goals = load("benchmark_common").Goals()
+    goals.add("fast", 2.0, ">=", 1.5, "x")
+    goals.add("slow", 1.4, ">=", 1.5, "x")
+    goals.add("small", 0.44, "<=", 0.45)
+    goals.add("large", 0.46, "<=", 0.45)
+    goals.add("unmeasured", None, "<=", 0.45)
+    goals.show()
+    lines = table(capsys.readouterr().out)
+    ends = {name: words[-1] for name, words in lines.items() if name != "asked"}
+    assert ends == {"fast": "yes", "slow": "NO", "small": "yes", "large": "NO"}
 
 
 def test_gpu_peaks_by_name(gpu: ModuleType) -> None:
