@@ -105,8 +105,7 @@ def _refuse_changed_linears(model: nn.Module) -> None:
 def _switch_on(model: Any) -> None:
     """Use the compiled step; compile it for one row at once, so that no first token waits."""
     core, head = model.base_model, model.get_output_embeddings()
-    for block in core.h:
-        block.compiled = True
+    core.compiled = True
     if isinstance(head, PackedLinear):
         head.compiled = True
     if model.config.n_positions < 3:

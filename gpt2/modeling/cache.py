@@ -270,10 +270,12 @@ class KVCache:
         buffer = self._with_room(layer, buffer.keys[:, :, :1])
         return buffer.keys, buffer.values
 
-    def shape_of(self, layer: int) -> tuple[int, ...] | None:
-        """(B, H, C, Dh) of what is allocated for a layer, or None where nothing is."""
+    def fits(self, layer: int, rows: int, heads: int, size: int) -> bool:
+        """Whether something is held for a layer, and of that many rows, heads and head size."""
         buffer = self._buffers[layer]
-        return None if buffer is None else tuple(buffer.keys.shape)
+        return buffer is not None and (*buffer.keys.shape[:2], buffer.keys.shape[3]) == (
+            rows, heads, size,
+        )  # fmt: skip
 
     def _with_room(self, layer: int, like: Tensor) -> Buffer:
         """The layer's buffer, with its last T columns to be written; ``like`` is (B, H, T, Dh)."""

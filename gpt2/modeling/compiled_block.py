@@ -1,9 +1,8 @@
 """One block, one new token per row, as one compiled function over the growing cache.
 
 What is around it stays eager: a step calls one function per block, compiled
-once for all blocks, lengths and calls. All blocks in one function were 10 %
-faster at short lengths and slower at long ones, and took 25 s to compile
-instead of 7.
+once for all blocks, lengths and calls. Several blocks in one function were no
+faster (int8: 5.7 to 5.9 ms for 1 to 6 of them) and take longer to compile.
 
 Shapes: see the legend in gpt2/modeling/transformer.py.
 """
@@ -11,7 +10,8 @@ Shapes: see the legend in gpt2/modeling/transformer.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,13 +21,15 @@ from torch import Tensor
 from gpt2.modeling.cache import KVCache
 from gpt2.modeling.linear import packed_product, reduced_product
 from gpt2.modeling.masks import Visibility
-from gpt2.modeling.segments import Segments
 from gpt2.modeling.static_cache import StaticCache
 from gpt2.progress import announce
 
 # A layer norm is written out before the product that reads it, not computed again for each row of
 # the weight: of the 7.6 ms of a step with int8 weights of the 124M shape, that saves 1.4.
-_OPTIONS: dict[str, Any] = {"realize_reads_threshold": 1, "realize_opcount_threshold": 4}
+# The sizes are known, and asserting them again takes 0.3 ms.
+_OPTIONS: dict[str, Any] = {
+    "realize_reads_threshold": 1, "realize_opcount_threshold": 4, "size_asserts": False,
+}  # fmt: skip
 
 
 def decode_block(
@@ -45,7 +47,7 @@ def decode_block(
     ``keys``, ``values`` (B, H, C, Dh) are the cache's buffers, of which the
     ``columns`` (S,) = 0 … S − 1 are read, and the last of them is written
     before. ``seen`` (B, S) bool, or None where all may be seen. ``weights``:
-    CompiledBlock._tensors. Attention's products are reductions as well: over a
+    `_parts`' tensors. Attention's products are reductions as well: over a
     cache they are bound by memory like the others, and F.linear's kin would
     stand between the fused loops.
     """
@@ -82,8 +84,8 @@ def _compiled_block() -> Callable[..., Tensor]:
 _compiled_for: set[Any] = set()
 
 
-def _run(
-    shapes: Any,
+def _first(
+    kind: Any,
     x: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -91,20 +93,13 @@ def _run(
     seen: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    """`decode_block`, compiled once for one row and once for any number, whatever the lengths.
-
-    ``shapes``: whatever tells weights of other shapes and dtypes apart.
-    """
-    alone = len(x) == 1
-    kind = (alone, seen is None, torch.is_inference_mode_enabled(), keys.dtype, shapes)
-    if kind in _compiled_for:
-        return _compiled_block()(x, keys, values, columns, seen, *rest)
+    """The first call of a kind: compile for one row or for any number, for any lengths."""
     lengths = [(keys, 2), (values, 2), (columns, 0), *([] if seen is None else [(seen, 1)])]
-    rows = [] if alone else [(t, 0) for t in (x, keys, values, seen) if t is not None]
+    rows = [(t, 0) for t in (x, keys, values, seen) if t is not None] if len(x) > 1 else []
     for tensor, dimension in (*lengths, *rows):
         torch._dynamo.mark_dynamic(tensor, dimension)
     announce(
-        f"compiling the decode step for {'one row' if alone else 'several rows'} "
+        f"compiling the decode step for {'several rows' if rows else 'one row'} "
         "(about 10 s; torch keeps it on disk)"
     )
     # torch's limit of 8 is there against endless recompilation; these kinds are few and known
@@ -115,52 +110,59 @@ def _run(
 
 
 def one_token(
-    block: Any, x: Tensor, visibility: Visibility, cache: KVCache | None
+    blocks: Any, x: Tensor, visibility: Visibility, cache: KVCache | None
 ) -> Tensor | None:
-    """A GPT2Block of packed layers, applied to x (B, 1, D) behind ``cache``; None where it cannot.
+    """All GPT2Blocks of a packed model, applied to x (B, 1, D) behind ``cache``.
 
-    It can where a growing cache already holds columns of this layer, and
-    nothing but whole columns is hidden.
+    None where that cannot be compiled once: it takes a growing cache that
+    already holds columns, and a mask that hides nothing but whole columns.
     """
-    if x.shape[1] != 1 or x.requires_grad or not _goes_on(block, cache, visibility):
-        return None
-    assert cache is not None
-    assert not isinstance(visibility.mask, Segments)
-    seen = None if visibility.mask is None else visibility.mask[:, 0, 0]  # (B, S)
-    keys, values = cache.reserve(block.attn.layer_idx)
-    columns = torch.arange(cache.length, device=x.device)
-    weights, shapes = _tensors(block)
-    return _run(
-        shapes, x[:, 0], keys, values, columns, seen, block.mlp.act, block.ln_1.eps, weights
-    )[:, None]
-
-
-def _goes_on(block: Any, cache: KVCache | None, visibility: Visibility) -> bool:
-    """Whether a growing cache holds this layer's columns, and the mask is one per column."""
     if cache is None or isinstance(cache, StaticCache) or torch.compiler.is_compiling():
-        return False
-    mask, held = visibility.mask, cache.shape_of(block.attn.layer_idx)
-    if held is None or held[1::2] != (block.attn.num_heads, block.attn.head_dim):
-        return False
-    fits = mask is None or (
-        isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape[:2] == (held[0], 1)
-    )
-    return fits and cache.length > 1  # a length of 1 would be compiled for apart
+        return None
+    mask, rows = visibility.mask, len(x)
+    if x.shape[1] != 1 or x.requires_grad or cache.length < 2:  # 1 would be compiled for apart
+        return None
+    if mask is not None and not (
+        isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape[:2] == (rows, 1)
+    ):
+        return None
+    parts = [_parts(block) for block in blocks]
+    if not all(cache.fits(i, rows, *part.heads) for i, part in enumerate(parts)):
+        return None
+    seen = None if mask is None else mask[:, 0, 0]  # (B, S)
+    columns = torch.arange(cache.length, device=x.device)
+    x = x[:, 0]
+    mode = rows == 1, seen is None, torch.is_inference_mode_enabled()
+    for layer, part in enumerate(parts):
+        keys, values = cache.reserve(layer)
+        kind = (*mode, keys.dtype, part.kind)
+        run = _compiled_block() if kind in _compiled_for else partial(_first, kind)
+        x = run(x, keys, values, columns, seen, part.activation, part.eps, part.tensors)
+    return x[:, None]
 
 
-def _tensors(block: Any) -> tuple[Sequence[Any], Any]:
-    """What `decode_block` takes as ``weights``, and what tells their shapes.
+@dataclass(frozen=True)
+class _Parts:
+    """What `decode_block` needs of a block; gathered once, since look-ups take time."""
 
-    Gathered once: 16 look-ups in each of 12 blocks would be 2 % of a step.
-    """
-    held: tuple[Sequence[Any], Any] | None = vars(block).get("_gathered")
-    if held is None or held[0][3] is not block.attn.c_attn.weight:  # moved, or loaded again
-        layers = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
-        a, p, f, m = ((layer.weight, layer.scale, layer.bias) for layer in layers)
-        scale = torch.tensor(block.attn.scale, device=block.ln_1.weight.device)
-        norms = block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias
-        tensors = (scale, *norms[:2], *a, *p, *norms[2:], *f, *m)
-        shapes = tuple((t.shape, t.dtype) for t in tensors if isinstance(t, Tensor))
-        held = tensors, (block.attn.num_heads, block.mlp.act, shapes)
-        vars(block)["_gathered"] = held
+    tensors: Sequence[Any]
+    activation: Callable[[Tensor], Tensor]
+    eps: float
+    heads: tuple[int, int]  # number, size
+    kind: Any  # what tells blocks that are compiled apart
+
+
+def _parts(block: Any) -> _Parts:
+    held: _Parts | None = vars(block).get("_parts")
+    if held is not None and held.tensors[3] is block.attn.c_attn.weight:
+        return held  # neither moved nor loaded again
+    layers = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
+    a, p, f, m = ((layer.weight, layer.scale, layer.bias) for layer in layers)
+    scale = torch.tensor(block.attn.scale, device=block.ln_1.weight.device)
+    norms = block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias
+    tensors = (scale, *norms[:2], *a, *p, *norms[2:], *f, *m)
+    shapes = tuple((t.shape, t.dtype) for t in tensors if isinstance(t, Tensor))
+    heads = block.attn.num_heads, block.attn.head_dim
+    act, eps = block.mlp.act, block.ln_1.eps
+    vars(block)["_parts"] = held = _Parts(tensors, act, eps, heads, (heads, act, eps, shapes))
     return held

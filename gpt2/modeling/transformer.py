@@ -55,7 +55,6 @@ class GPT2Block(nn.Module):
             )
             self.ln_cross_attn = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
-        self.compiled = False  # prepare_for_inference(compile=True) sets it
 
     def forward(
         self,
@@ -68,9 +67,6 @@ class GPT2Block(nn.Module):
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, T, D) -> (B, T, D), and the weights of self- and cross-attention where asked for."""
-        plain = head_mask is None and encoder_visibility is None and not output_attentions
-        if self.compiled and plain and (y := one_token(self, x, visibility, cache)) is not None:
-            return y, None, None  # the same equation
         attended, weights = self.attn(
             self.ln_1(x),
             visibility,
@@ -106,6 +102,7 @@ class GPT2Model(GPT2PreTrainedModel):
         self.h = nn.ModuleList([GPT2Block(config, i) for i in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.takes_segments = config.attn_implementation in TAKES_SEGMENTS
+        self.compiled = False  # prepare_for_inference(compile=True) sets it
         #: arguments of torch's checkpoint where blocks are computed again in backward, else None
         self.checkpointing: dict[str, Any] | None = None
         self.post_init()
@@ -204,7 +201,13 @@ class GPT2Model(GPT2PreTrainedModel):
 
         x = self.drop(self._embed(input_ids, inputs_embeds, token_type_ids, place.position_ids))
         states, attentions, cross_attentions = [], [], []
-        for block, scale in zip(self.h, head_scales(head_mask, self.config.n_layer), strict=True):
+        blocks = list(zip(self.h, head_scales(head_mask, self.config.n_layer), strict=True))
+        plain = not (keep_states or keep_attentions or encoder) and head_mask is None
+        if self.compiled and plain:
+            step = one_token(self.h, x, place.visibility, cache)
+            if step is not None:
+                x, blocks = step, []  # the same blocks, compiled
+        for block, scale in blocks:
             if keep_states:
                 states.append(x.view(*shape, -1))
             run = block if recompute is None else partial(checkpoint, block, **recompute)
