@@ -22,6 +22,7 @@ from torch import nn
 
 from gpt2.errors import ArgumentError, BackendError
 from gpt2.fieldchecks import check_choice
+from gpt2.modeling import flash
 from gpt2.modeling.linear import PackedEmbedding, PackedLinear, Storage
 
 #: a GPT2PreTrainedModel, which this module may not know: that one's method calls it
@@ -59,6 +60,12 @@ def _for_cuda(model: Model, weights: Storage, compile: bool) -> Model:
     if weights == "int8":
         raise BackendError(
             "weights='int8' is for CPU, where the model is not; on a GPU give weights='bfloat16'"
+        )
+    facts: Any = model
+    if compile and facts.config.attn_implementation == flash.NAME:
+        raise BackendError(
+            f"compile=True on a GPU decodes over a cache of fixed shape, which {flash.NAME} cannot "
+            "read; build the model with attn_implementation='sdpa', or leave out compile"
         )
     prepared = copy.deepcopy(model).eval().requires_grad_(False).to(getattr(torch, weights))
     if compile and hasattr(prepared, "step_compile_mode"):

@@ -16,7 +16,6 @@ Shapes: B rows of the batch, C columns of the cache, V vocabulary.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +32,8 @@ from gpt2.generation.decoder import Decoder
 from gpt2.generation.prompt import CausalLM, Prompt
 from gpt2.modeling.cache import KVCache
 from gpt2.modeling.static_cache import StaticCache, stay_in_place
+from gpt2.progress import announce
 
-_log = logging.getLogger(__name__)
 
 Step = Callable[[CausalLM, Tensor, StaticCache], Tensor]
 
@@ -147,11 +146,10 @@ def step_for(model: CausalLM, room: Room, mode: str | None) -> Step:
         steps = _kept[model].steps
         if key not in steps:
             rows, columns = len(room.tokens), room.cache.capacity
-            _log.info(
-                "compiling the decode step for %d rows and %d columns, mode %r; this takes a "
-                "while, once for each such shape",
-                rows, columns, mode,
-            )  # fmt: skip
+            announce(
+                f"compiling the decode step for {rows} rows and {columns} columns, mode {mode!r} "
+                "(once for each such shape)"
+            )
             steps[key] = compiled(mode)
         return steps[key]
 
