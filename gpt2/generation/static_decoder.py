@@ -34,7 +34,6 @@ from gpt2.modeling.cache import KVCache
 from gpt2.modeling.static_cache import StaticCache, stay_in_place
 from gpt2.progress import announce
 
-
 Step = Callable[[CausalLM, Tensor, StaticCache], Tensor]
 
 #: what ``step_compile_mode`` may be, beside None
