@@ -92,20 +92,21 @@ def make_checkpoint(directory: Path, shape: str = "gpt2") -> None:
         file.read_bytes()  # into the page cache
 
 
-def load_ours(directory: Path, **settings: Any) -> GPT2LMHeadModel:
+def load_ours(directory: Path, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
     """This library's model of the checkpoint; generate never stops at the end of a text."""
-    model = GPT2LMHeadModel.from_pretrained(directory, **settings)
+    model = GPT2LMHeadModel.from_pretrained(directory, dtype=dtype)
     model.generation_config.eos_token_id = None
     return model
 
 
-def load_transformers(directory: Path, **settings: Any) -> Any:
-    """transformers' model of the checkpoint, as its defaults make it; it does not stop either."""
+def load_transformers(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' model of the checkpoint, which does not stop either."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = transformers.GPT2LMHeadModel.from_pretrained(directory, **settings)
+    # 4.x calls the argument torch_dtype, and 5.x dtype
+    model = transformers.GPT2LMHeadModel.from_pretrained(directory).to(dtype)
     model.generation_config.eos_token_id = None
     return model.eval()
 

@@ -110,7 +110,7 @@ def _ours(model: GPT2LMHeadModel) -> Row:
 
 
 def _transformers(directory: Path) -> Row:
-    model = load_transformers(directory, dtype=torch.float32)
+    model = load_transformers(directory)
 
     def generate(ids: Tensor, new: int) -> Tensor:
         mask = torch.ones_like(ids)
@@ -122,7 +122,7 @@ def _transformers(directory: Path) -> Row:
 
 def _transformers_loop(directory: Path) -> Row:
     """For reference: its forward pass in a loop of three lines, without its generate."""
-    model = load_transformers(directory, dtype=torch.float32)
+    model = load_transformers(directory)
 
     @torch.no_grad()
     def generate(ids: Tensor, new: int) -> Tensor:
