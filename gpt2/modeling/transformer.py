@@ -245,7 +245,7 @@ class GPT2Model(GPT2PreTrainedModel):
         for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids)):
             if ids is not None:
                 require_ids(name, ids, shape)
-                checks.ids_in_range(name, ids, self.wte.num_embeddings)
+                checks.ids_in_range(name, ids, len(self.wte.weight))
         require_tensor("attention_mask", attention_mask)
         if attention_mask is not None and attention_mask.dim() == len(shape) != 2:
             attention_mask = attention_mask.flatten(0, -2)
