@@ -263,5 +263,7 @@ def test_config_and_tokenizer_need_no_torch(statement: str) -> None:
     assert loaded_after(statement, ["torch", "numpy", "huggingface_hub", "transformers"]) == []
 
 
-def test_the_watch_sees_what_is_loaded() -> None:
-    assert loaded_after("from gpt2 import GPT2Model", ["torch", "transformers"]) == ["torch"]
+def test_a_model_needs_torch_and_nothing_of_its_compiler() -> None:
+    """torch._dynamo takes as long to import as torch; a decorator of torch.compiler imports it."""
+    watched = ["torch", "torch._dynamo", "sympy", "transformers"]
+    assert loaded_after("from gpt2 import GPT2LMHeadModel", watched) == ["torch"]
