@@ -97,6 +97,7 @@ def packed_copy(model: Model, weights: Storage, *, by_rows: bool) -> Model:
         memo[id(model.get_submodule(name))] = new  # so that no weight is copied in vain
     prepared = copy.deepcopy(model, memo)
     vars(prepared)["packed"] = weights
+    vars(prepared).pop("vocabulary_multiple", None)  # see GenerativeModel.pad_vocabulary
     return prepared.eval().requires_grad_(False)
 
 

@@ -38,6 +38,7 @@ FLOORS = {
     "gpt2.modeling.dropped_attention": 3,
     "gpt2.modeling.losses": 3,
     "gpt2.modeling.linear_loss": 3,
+    "gpt2.modeling.padded_head": 3,
     "gpt2.modeling.outputs": 3,
     "gpt2.modeling.inputs": 3,
     "gpt2.modeling.placement": 3,

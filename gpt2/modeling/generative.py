@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError
+from gpt2.fieldchecks import check_whole
 from gpt2.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from gpt2.generation.generate import generate
 from gpt2.generation.outputs import transition_scores
@@ -35,6 +36,9 @@ class GenerativeModel(GPT2PreTrainedModel):
     #: None, or the ``mode`` of torch.compile for the steps of ``generate`` over a cache of fixed
     #: shape: "default", or "reduce-overhead" for CUDA graphs; see gpt2/generation/static_decoder.py
     step_compile_mode: str | None = None
+
+    #: None, or what the vocabulary is padded to a multiple of; see `pad_vocabulary`
+    vocabulary_multiple: int | None = None
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
@@ -132,6 +136,29 @@ class GenerativeModel(GPT2PreTrainedModel):
     ) -> Tensor:
         """The score of each generated token, (R, n); see gpt2.generation.outputs."""
         return transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    def pad_vocabulary(self, multiple: int | None = 64) -> None:
+        """Compute the head's products over a vocabulary padded to ``multiple``; None: over V.
+
+        For training on a GPU, whose kernels are slower over an odd number of
+        tokens: 64 makes 50304 of GPT-2's 50257. No output shows it: the logits
+        are (B, T, V), and loss, gradients, parameters and files are what they
+        are without. The setting is not saved; copies of the model have it.
+
+        At each forward pass of 256 positions or more the head's weight is copied
+        with rows of zeros behind it, and so are the logits, where they are
+        returned. lm_head is not called then, so it must be a plain nn.Linear:
+        with hooks, adapters, quantized or tensor-parallel weights every forward
+        pass raises ArgumentError. It works with autocast, torch.compile, DDP and
+        parallelize(fully_shard=True). A copy by prepare_for_inference on the CPU is not padded,
+        since its weights are in a layout of their own.
+
+        Raises ArgumentError for a number below 1, and for packed weights.
+        """
+        if multiple is not None:
+            check_whole(ArgumentError, "multiple", multiple, 1)
+            self._refuse_if_packed("pad_vocabulary")
+        self.vocabulary_multiple = multiple
 
     # -- what others' decoding loops call ---------------------------------------------------------
 

@@ -37,6 +37,7 @@ from gpt2.modeling.outputs import (
     CausalLMOutputWithCrossAttentions,
     GPT2DoubleHeadsModelOutput,
 )
+from gpt2.modeling.padded_head import logits_of
 from gpt2.modeling.pretrained import refuse_unknown
 from gpt2.modeling.summary import GPT2SequenceSummary
 from gpt2.modeling.transformer import GPT2Model, PastKeyValues
@@ -127,7 +128,7 @@ class GPT2LMHeadModel(GenerativeModel):
         attended = attended_positions(attention_mask, x)
         loss, logits = _loss_and_logits(
             self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep,
-            return_logits, label_smoothing, z_loss,
+            return_logits, label_smoothing, z_loss, self.vocabulary_multiple,
         )  # fmt: skip
         output = CausalLMOutputWithCrossAttentions(
             loss=loss,
@@ -240,7 +241,7 @@ class GPT2DoubleHeadsModel(GenerativeModel):
         mc_logits = self.multiple_choice_head(x, summarised, mc_token_ids).squeeze(-1)  # (B, C)
         loss, logits = _loss_and_logits(
             self.lm_head, x, labels, attended, document_ids, num_items_in_batch, logits_to_keep,
-            return_logits, label_smoothing, z_loss,
+            return_logits, label_smoothing, z_loss, self.vocabulary_multiple,
         )  # fmt: skip
         mc_loss = None
         if mc_labels is not None:
@@ -275,6 +276,7 @@ def _loss_and_logits(
     return_logits: bool,
     label_smoothing: float,
     z_loss: float,
+    multiple: int | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The loss, where there are labels, and the logits of the positions that are asked for."""
     if not return_logits:
@@ -284,12 +286,12 @@ def _loss_and_logits(
             raise ArgumentError("logits_to_keep names logits that return_logits=False leaves out")
         targets = next_token_targets(labels, attended, document_ids)
         total = summed_linear_cross_entropy(
-            lm_head, x.flatten(0, -2), targets.flatten(), label_smoothing, z_loss
+            lm_head, x.flatten(0, -2), targets.flatten(), label_smoothing, z_loss, multiple
         )
         return averaged(total, (targets != IGNORE_INDEX).sum(), num_items_in_batch), None
     if labels is None:
-        return None, lm_head(_keep(x, logits_to_keep))
-    logits = lm_head(x)  # (B, T, V): the loss is over every position
+        return None, logits_of(lm_head, _keep(x, logits_to_keep), multiple)
+    logits = logits_of(lm_head, x, multiple)  # (B, T, V): the loss is over every position
     loss = causal_lm_loss(
         logits,
         labels,

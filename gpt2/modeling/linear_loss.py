@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2.modeling.inputs import IGNORE_INDEX
 from gpt2.modeling.losses import below_peak, loss_of_rows, summed_cross_entropy, to_gradient_
+from gpt2.modeling.padded_head import is_plain, padded, padding_rows, weight_of
 
 # float32 numbers that the logits of a chunk may have: 64 MB, 333 rows of GPT-2's vocabulary
 _CHUNK_NUMBERS = 2**24
@@ -32,25 +33,26 @@ def summed_linear_cross_entropy(
     targets: Tensor,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    multiple: int | None = None,
 ) -> Tensor:
     """Σ −log softmax(head(x))[target], float32 (); rows with target −100 are left out.
 
     ``x`` (N, D), ``targets`` (N,) int64. The head's weight is used directly
     where the head is a plain linear layer. Any other module (with an adapter,
     quantized, hooked) is called chunk by chunk, and again in the backward pass.
-    losses.py has the formulas of ``label_smoothing`` and ``z_loss``.
+    losses.py has the formulas of ``label_smoothing`` and ``z_loss``;
+    ``multiple`` pads the vocabulary of the products, see padded_head.py.
     """
     terms = label_smoothing, z_loss
     if not torch.compiler.is_compiling():  # a graph may not count on the number of targets
         rows = targets != IGNORE_INDEX
         x, targets = x[rows], targets[rows]
-    if _is_plain(head):
-        weight = head.weight
-        assert isinstance(weight, Tensor)
+    extra = padding_rows(head, len(x), multiple)
+    if is_plain(head):
+        weight = weight_of(head, x)
         if torch.is_autocast_enabled(x.device.type):  # as the layer itself would be computed
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-        return _LinearCrossEntropy.apply(x, weight, targets, *terms)  # type: ignore[no-untyped-call, no-any-return]
+            x = x.to(weight.dtype)
+        return _LinearCrossEntropy.apply(x, weight, targets, *terms, extra)  # type: ignore[no-untyped-call, no-any-return]
     total = x.new_zeros((), dtype=torch.float32)
     for piece, target in zip(*_pieces(x, targets, _vocabulary(head)), strict=True):
         total = total + checkpoint(_of_piece, head, piece, target, *terms, use_reentrant=False)
@@ -59,16 +61,6 @@ def summed_linear_cross_entropy(
 
 def _of_piece(head: nn.Module, x: Tensor, targets: Tensor, *terms: float) -> Tensor:
     return summed_cross_entropy(head(x), targets, *terms)
-
-
-def _is_plain(head: nn.Module) -> bool:
-    """Whether calling the head is x Wᵀ and nothing else."""
-    hooks = (
-        head._forward_hooks, head._forward_pre_hooks,
-        head._backward_hooks, head._backward_pre_hooks,
-    )  # fmt: skip
-    plain = type(head) is nn.Linear and type(head.weight) in (nn.Parameter, Tensor)
-    return plain and getattr(head, "bias", None) is None and not any(hooks)
 
 
 def _vocabulary(head: nn.Module) -> int:
@@ -89,13 +81,17 @@ def _computed(
     targets: Tensor,
     smoothing: float,
     z_loss: float,
+    extra: int,
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The sum of the losses and its gradients: of ``x``, and float32 of ``weight``, where needed.
 
     With logits = x Wᵀ and g the gradient of the logits (`to_gradient_`): dx = g W, dW = gᵀ x.
+    The products are over W with ``extra`` rows of zeros, whose logits are 0 and stay it: they
+    are in no softmax, and so they are their own gradient.
     """
+    columns, weight = len(weight), padded(weight, extra)
     dx = torch.empty_like(x) if needs_x else None
     # Half precision would round each chunk's part of the sum.
     dw = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
@@ -110,13 +106,14 @@ def _computed(
         else:
             room = x.new_empty(len(piece), len(weight)) if room is None else room
             g = torch.mm(piece, weight.t(), out=room[: len(piece)])
-        peak = g.amax(-1, keepdim=True)
-        gap = below_peak(g, target, peak, smoothing)
-        g.sub_(peak).exp_()
-        log_sum = g.sum(-1, keepdim=True).log()
+        real = g[:, :columns]
+        peak = real.amax(-1, keepdim=True)
+        gap = below_peak(real, target, peak, smoothing)
+        real.sub_(peak).exp_()
+        log_sum = real.sum(-1, keepdim=True).log()
         total += torch.where(counts, loss_of_rows(gap, peak, log_sum, z_loss), 0.0).sum()
         if dx is not None or dw is not None:
-            to_gradient_(g, target, counts.float(), peak, log_sum, smoothing, z_loss)
+            to_gradient_(real, target, counts.float(), peak, log_sum, smoothing, z_loss)
             g = g.to(weight.dtype)
         if dx is not None:
             torch.mm(g, weight, out=dx[start : start + len(piece)])
@@ -125,7 +122,7 @@ def _computed(
         elif dw is not None:
             dw += g.t() @ piece
         start += len(piece)
-    return total, dx, dw
+    return total, dx, dw if dw is None else dw[:columns]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -137,9 +134,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, smoothing: float, z_loss: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        z_loss: float,
+        extra: int,
     ) -> Tensor:
-        ctx.settings = smoothing, z_loss, *ctx.needs_input_grad[:2]
+        ctx.settings = smoothing, z_loss, extra, *ctx.needs_input_grad[:2]
         total, dx, dw = _computed(x, weight, targets, *ctx.settings)
         if torch.compiler.is_compiling():  # a graph plans its memory itself
             ctx.save_for_backward(dx, dw)
@@ -155,9 +158,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if torch.compiler.is_compiling():
             dx, dw = ctx.saved_tensors
             dx = None if dx is None else (dx * gradient).to(dx.dtype)
-            return dx, None if dw is None else (dw * gradient).to(ctx.dtype), None, None, None
+            dw = None if dw is None else (dw * gradient).to(ctx.dtype)
+            return dx, dw, None, None, None, None
         saved = ctx.saved_tensors  # an error where the graph was not retained
         held, ctx.gradients = ctx.gradients, None
         dx, dw = _computed(*saved, *ctx.settings)[1:] if held is None else held
         dx = None if dx is None else dx.mul_(gradient)
-        return dx, None if dw is None else dw.mul_(gradient).to(ctx.dtype), None, None, None
+        dw = None if dw is None else dw.mul_(gradient).to(ctx.dtype)
+        return dx, dw, None, None, None, None
