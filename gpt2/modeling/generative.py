@@ -150,8 +150,8 @@ class GenerativeModel(GPT2PreTrainedModel):
         returned. lm_head is not called then, so it must be a plain nn.Linear:
         with hooks, adapters, quantized or tensor-parallel weights every forward
         pass raises ArgumentError. It works with autocast, torch.compile, DDP and
-        parallelize(fully_shard=True). A copy by prepare_for_inference on the CPU is not padded,
-        since its weights are in a layout of their own.
+        parallelize(fully_shard=True). A copy by prepare_for_inference on the CPU
+        is not padded, since its weights are in a layout of their own.
 
         Raises ArgumentError for a number below 1, and for packed weights.
         """

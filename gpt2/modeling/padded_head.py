@@ -87,8 +87,6 @@ def _is_watched(head: nn.Module) -> bool:
 def _description(head: nn.Module) -> str:
     if type(head) is not nn.Linear:
         return f"a {type(head).__name__}"
-    if _is_watched(head):
-        return "one with hooks"
-    if getattr(head, "bias", None) is not None:
-        return "one with a bias"
-    return f"one whose weight is a {type(head.weight).__name__}"
+    if type(head.weight) is not nn.Parameter:
+        return f"one whose weight is a {type(head.weight).__name__}"
+    return "one with hooks" if _is_watched(head) else "one with a bias"

@@ -76,6 +76,10 @@ def test_other_heads_than_a_plain_linear_are_called(chunk: None) -> None:
     same(*both(model, input_ids=IDS, labels=LABELS, label_smoothing=0.2, z_loss=1e-2))
     assert len(calls) > 2
     model = tiny_model(tie_word_embeddings=False)
+    forward = model.lm_head.forward  # as accelerate's hooks replace it
+    vars(model.lm_head)["forward"] = lambda x: 2 * forward(x)
+    same(*both(model, input_ids=IDS, labels=LABELS))
+    model = tiny_model(tie_word_embeddings=False)
     add_lora(model, LoraConfig(target_modules=["lm_head"]))
     nn.init.normal_(model.lm_head.lora_B.weight)
     same(*both(model, input_ids=IDS, labels=LABELS))

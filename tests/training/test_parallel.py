@@ -147,6 +147,11 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(more: dict[str, 
         assert_close(half["gradients"][name], gradients[name], 5e-2)
 
 
+def test_a_padded_vocabulary_gives_the_same(more: dict[str, Any]) -> None:
+    assert len(more["padded"]) == 2 * len(SEVERAL)
+    check_modes(more["padded"])
+
+
 def test_dropout_does_not_part_the_ranks_of_a_group(more: dict[str, Any]) -> None:
     one, other = more["dropout"]
     assert one == other
@@ -379,6 +384,7 @@ def test_a_rank_has_its_share_of_the_memory(more: dict[str, Any]) -> None:
             "ArgumentTypeError: model must be one of gpt2's, not a DistributedDataParallel",
         ),
         ("no mesh", "ArgumentTypeError: mesh must be a DeviceMesh, not a str"),
+        ("padded", r"ArgumentError: pad_vocabulary\(64\).*one whose weight is a DTensor"),
         ("head_mask", "ArgumentError: head_mask cannot be had with tensor_parallel"),
         ("attentions", "ArgumentError: output_attentions cannot be had with tensor_parallel"),
         ("save", "ArgumentError: .*export_pretrained"),

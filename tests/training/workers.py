@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
+from gpt2.modeling import padded_head
 from gpt2.training.distributed_checkpoint import load_checkpoint, save_checkpoint
 from gpt2.training.lora import add_lora
 from gpt2.training.optim import parameter_groups
@@ -213,6 +214,7 @@ def everything_at_two(folder: Path, pretrained: Path) -> None:
         {
             "ragged": ragged(),
             "half": half_precision(),
+            "padded": padded(),
             "dropout": dropout(),
             "outputs": outputs(),
             "loaded": loaded(pretrained),
@@ -272,6 +274,21 @@ def half_precision() -> dict[str, Any]:
     result = loss_and_gradients(model, batch, mesh)
     hook.remove()
     return {**result, "computed": seen[0], "kept": model.transformer.wte.weight.dtype}
+
+
+def padded() -> dict[str, Any]:
+    """FSDP2 with the head's products over a padded vocabulary."""
+    padded_head._FEWEST_ROWS = 2
+    mesh, found = mesh_of(DP2), {}
+    for kind, settings in SEVERAL.items():
+        model = cut(tiny_model(**settings), mesh)
+        model.pad_vocabulary()
+        batch = own_rows(rows(0, settings["vocab_size"]), mesh)
+        for keep in (True, False):
+            where = f"padded {kind} return_logits={keep}"
+            found[where] = loss_and_gradients(model, batch, mesh, return_logits=keep)
+            found[where]["kind"] = kind
+    return found
 
 
 def dropout() -> list[float]:
@@ -352,6 +369,8 @@ def refusals(folder: Path, pretrained: Path) -> dict[str, str]:
     trained = optimizer_of(parallel)
     adapted = tiny_model(**WORDS)
     add_lora(adapted)
+    wide = tiny_model(**WORDS)
+    wide.pad_vocabulary()
     seeded = tiny_model(**WORDS, resid_pdrop=0.1)
     one = init_device_mesh("cpu", (2, 1), mesh_dim_names=("dp", "tp"))
     cases: dict[str, Callable[[], Any]] = {
@@ -374,6 +393,7 @@ def refusals(folder: Path, pretrained: Path) -> dict[str, str]:
         "dp twice": lambda: cut(cut(tiny_model(**WORDS), dp), dp),
         "wrapped": lambda: cut(DistributedDataParallel(tiny_model(**WORDS)), dp),
         "no mesh": lambda: parallelize(tiny_model(**WORDS), "dp"),  # type: ignore[arg-type]
+        "padded": lambda: cut(wide, tp)(rows(0)),
         "head_mask": lambda: parallel(rows(0), head_mask=torch.ones(4)),
         "attentions": lambda: parallel(rows(0), output_attentions=True),
         "save": lambda: parallel.save_pretrained(folder / "never"),
