@@ -61,7 +61,8 @@ STEPS = 4  # of training: two, a save, and two more
 
 def start(ranks: int, work: Callable[..., None], folder: Path, *arguments: Any) -> list[int | None]:
     """Run ``work`` in as many processes; their exit codes, None for one that hung."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # what it has imported, nobody imports again
+    context.set_forkserver_preload(["torch._dynamo", "gpt2.training.distributed_checkpoint"])
     store = folder / f"store-{time.monotonic_ns()}"
     processes = [
         context.Process(target=_begin, args=(rank, ranks, str(store), work, folder, *arguments))
