@@ -1,12 +1,14 @@
 """Run every task example, one after the other, and repeat their last lines at the end.
 
 python examples/tasks/all.py            about ten minutes on two cores
+python examples/tasks/all.py --lora     each with LoRA as well, and how much that reaches
 python examples/tasks/all.py --quick    to see that they run
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ TASKS = (
     ("classify_stories.py", "--topics"),
     ("tag_words.py",),
 )
+FROZEN = "probe_features.py"  # trains no weight of the model, so there is nothing to adapt
 
 
 def main() -> int:
@@ -27,20 +30,45 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a few steps of each")
+    parser.add_argument("--lora", action="store_true", help="each with adapters as well")
     parser.add_argument("--seed", default="0", help="as in the examples")
     options = parser.parse_args()
-    lines = []
-    for script, *arguments in TASKS:
-        command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-        command += ["--seed", options.seed, *(["--quick"] if options.quick else [])]
-        print(f"\n== {script} {' '.join(arguments)}", flush=True)
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, end="", flush=True)
-        if done.returncode:
-            return done.returncode
-        lines.append(done.stdout.splitlines()[-1])
+    common = ["--seed", options.seed, *(["--quick"] if options.quick else [])]
+    lines, rows = [], []
+    for task in TASKS:
+        whole = run([*task, *common])
+        lines.append(whole.splitlines()[-1])
+        if options.lora and task[0] != FROZEN:
+            adapted = run([*task, *common, "--lora"])
+            lines.append(f"{adapted.splitlines()[-1]}, with LoRA")
+            rows.append(compare(whole, adapted))
     print("\n" + "\n".join(lines))
+    if rows:
+        print("\ntask       full    LoRA   baseline   share of the gain   trained")
+        print("\n".join(rows))
     return 0
+
+
+def run(arguments: list[str]) -> str:
+    """What the example printed; ends this process if the example failed."""
+    print(f"\n== {' '.join(arguments)}", flush=True)
+    command = [sys.executable, str(Path(__file__).with_name(arguments[0])), *arguments[1:]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout, end="", flush=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout
+
+
+def compare(whole: str, adapted: str) -> str:
+    """A row of the table: accuracies in percent, of the two outputs of one task."""
+    pattern = r"(\w+): held-out accuracy ([\d.]+)%, baseline ([\d.]+)%"
+    task, *numbers = re.findall(pattern, whole)[-1]
+    full, baseline = map(float, numbers)
+    lora = float(re.findall(pattern, adapted)[-1][1])
+    trained = re.findall(r"parameters train \(([\d.]+)%\)", adapted)[-1]
+    share = f"{(lora - baseline) / (full - baseline):.0%}" if full > baseline else "no gain"
+    return f"{task:<8} {full:6.1f} {lora:7.1f} {baseline:10.1f} {share:>19} {trained:>8} %"
 
 
 if __name__ == "__main__":

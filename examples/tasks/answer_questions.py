@@ -18,6 +18,7 @@ from itertools import groupby
 import torch
 from finetuning import (
     CHECKPOINT,
+    Lora,
     Story,
     evaluate,
     held_out,
@@ -35,7 +36,7 @@ LONGEST = 8  # tokens that an answer may have
 
 
 def main() -> None:
-    options = parse_options(__doc__, steps=330)
+    options = parse_options(__doc__, steps=330, lr=1.5e-3, lora=Lora(lr=7e-3, steps=330))
     # Question and story begin behind an <|endoftext|> each, as in the checkpoint's training.
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT, add_bos_token=True)
     model = GPT2ForQuestionAnswering.from_pretrained(CHECKPOINT)
@@ -60,7 +61,7 @@ def main() -> None:
         return output.loss, torch.tensor(right)
 
     test = held_out(options)
-    train(model, step, options, lr=1.5e-3, head="qa_outputs")
+    train(model, step, options, head="qa_outputs")
     _, right = evaluate(model, step, test)
     save(options, model, tokenizer)
     baseline, what = best_baseline(test)

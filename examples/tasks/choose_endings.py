@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from finetuning import (
     CHECKPOINT,
+    Lora,
     Story,
     evaluate,
     held_out,
@@ -33,7 +34,9 @@ from gpt2 import GPT2DoubleHeadsModel, GPT2Tokenizer
 
 
 def main() -> None:
-    options = parse_options(__doc__, steps=350, batch_size=8)
+    options = parse_options(
+        __doc__, steps=350, lr=5e-4, batch_size=8, lora=Lora(lr=3e-3, steps=350)
+    )
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT, add_bos_token=True)
     model = GPT2DoubleHeadsModel.from_pretrained(CHECKPOINT)
     tokenizer.add_special_tokens({"cls_token": "[CLS]"})
@@ -68,7 +71,7 @@ def main() -> None:
     test = held_out(options)
     nn.init.zeros_(model.multiple_choice_head.summary.weight)  # so far it knows nothing
     before = evaluate(model, step, test)[1].float().mean()
-    train(model, step, options, lr=5e-4, head="multiple_choice_head")
+    train(model, step, options, head="multiple_choice_head")
     after = evaluate(model, step, test)[1].float().mean()
     save(options, model, tokenizer)
     print(f"  the language model alone, before fine-tuning: {before:.1%}")

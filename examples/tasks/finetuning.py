@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,37 +36,58 @@ Step = Callable[[list[Story]], tuple[Tensor, Tensor]]
 _START = time.perf_counter()
 
 
+@dataclass(frozen=True)
+class Lora:
+    """What ``--lora`` stands for in a task: adapters below 2 % of the parameters, head included.
+
+    ``targets`` are layers by commas, or all-linear. The learning rate is several times that of
+    whole weights.
+    """
+
+    lr: float
+    steps: int
+    rank: int = 8
+    targets: str = "c_attn"
+
+
 def parse_options(
     description: str | None,
     *,
     steps: int,
+    lr: float = 1e-3,
     batch_size: int = 16,
     held_out: int = 1000,
-    lora: bool = True,
+    lora: Lora | None = None,
     more: Callable[[argparse.ArgumentParser], Any] | None = None,
 ) -> argparse.Namespace:
     """The options of the command line; seeds torch and says what runs.
 
-    ``steps``, ``batch_size`` and ``held_out`` (stories to measure on) are those of a full run;
-    ``lora``: whether there is something to adapt; ``more`` may add options.
+    ``steps``, ``lr``, ``batch_size`` and ``held_out`` (stories to measure on) are those of a full
+    run; ``lora`` is what differs with adapters, None where there is nothing to adapt; ``more``
+    may add options.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="a few steps, in seconds, to see that it runs")
     add("--seed", type=_seed, default=0, help="of the stories, the new head and dropout")
-    add("--steps", type=_positive, help=f"optimizer steps (default: {steps})")
-    add("--lr", type=float, help="learning rate at its highest (default: the task's, ×5 for LoRA)")
+    add("--steps", type=_positive, help=f"optimizer steps (default: {steps}{_with(lora, 'steps')})")
+    add("--lr", type=float, help=f"highest learning rate (default: {lr:g}{_with(lora, 'lr')})")
     add("--save", type=Path, metavar="DIR", help="write model and tokenizer there")
-    if lora:
+    if lora is not None:
         add("--lora", action="store_true", help="train adapters and the new head, nothing else")
-        add("--rank", type=_positive, default=8, help="of the adapters (default: 8)")
-        add("--targets", default="c_attn", help="layers to adapt, by commas (default: c_attn)")
+        add("--rank", type=_positive, default=lora.rank, help="of the adapters (%(default)s)")
+        add("--targets", default=lora.targets, help="layers to adapt, by commas (%(default)s)")
     if more is not None:
         more(parser)
     options = parser.parse_args()
+    if lora is not None and options.lora:
+        steps, lr = lora.steps, lora.lr
     options.steps = options.steps or (3 if options.quick else steps)
+    options.lr = lr if options.lr is None else options.lr
     options.batch_size = 4 if options.quick else batch_size
     options.held_out = 16 if options.quick else held_out
     torch.manual_seed(options.seed)
@@ -76,6 +98,10 @@ def parse_options(
         file=sys.stderr,
     )
     return options
+
+
+def _with(lora: Lora | None, name: str) -> str:
+    return "" if lora is None else f", with --lora {getattr(lora, name):g}"
 
 
 def _positive(text: str) -> int:
@@ -116,8 +142,6 @@ def train(
     model: nn.Module,
     step: Step,
     options: argparse.Namespace,
-    *,
-    lr: float = 1e-3,
     head: str | None = None,
 ) -> None:
     """AdamW over new stories, with warm-up, a linear decay to 0 and clipped gradients.
@@ -126,11 +150,8 @@ def train(
     """
     if getattr(options, "lora", False):
         adapt(model, options, head)
-        lr *= 5  # an adapter learns at several times the rate of a whole weight
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=options.lr or lr, betas=(0.9, 0.95), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.95), weight_decay=0.01)
     steps, warmup = options.steps, max(1, options.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: min((done + 1) / warmup, (steps - done) / (steps - warmup + 1))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from finetuning import (
     CHECKPOINT,
+    Lora,
     Story,
     evaluate,
     held_out,
@@ -30,7 +31,9 @@ END = "<|endoftext|>"
 
 
 def main() -> None:
-    options = parse_options(__doc__, steps=400)
+    options = parse_options(
+        __doc__, steps=400, lora=Lora(lr=1e-2, steps=1500, rank=2, targets="all-linear")
+    )
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT)
     model = GPT2LMHeadModel.from_pretrained(CHECKPOINT)
 

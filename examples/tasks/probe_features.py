@@ -29,7 +29,7 @@ from gpt2 import GPT2Model, GPT2Tokenizer
 
 
 def main() -> None:
-    options = parse_options(__doc__, steps=250, lora=False)
+    options = parse_options(__doc__, steps=250, lr=1e-2)
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT, add_bos_token=True)
     model = GPT2Model.from_pretrained(CHECKPOINT)
     width = model.config.n_embd
@@ -50,7 +50,7 @@ def main() -> None:
         return F.cross_entropy(logits, labels), logits.argmax(-1) == labels
 
     test = held_out(options)
-    train(probe, step, options, lr=1e-2)
+    train(probe, step, options)
     _, right = evaluate(probe, step, test)
     save(options, model, tokenizer)
     if options.save is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from finetuning import (
     CHECKPOINT,
+    Lora,
     Story,
     evaluate,
     held_out,
@@ -30,7 +31,7 @@ TAGS = ("who", "what", "where", "other")
 
 
 def main() -> None:
-    options = parse_options(__doc__, steps=150)
+    options = parse_options(__doc__, steps=150, lora=Lora(lr=1e-2, steps=150))
     # Words that are given one by one get the space before them that they have in a text.
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT, add_bos_token=True, add_prefix_space=True)
     model = GPT2ForTokenClassification.from_pretrained(

@@ -79,6 +79,40 @@ def test_with_lora_few_parameters_train_and_the_rest_is_as_it_was(tmp_path: Path
         assert same == (not name.endswith(("c_attn.weight", "c_fc.weight"))), name
 
 
+@pytest.mark.parametrize("command", [c for c, *_, task in RUNS if task != "features"])
+def test_a_tasks_own_adapters_are_below_two_percent(command: str) -> None:
+    done = run(*command.split(), "--quick", "--lora")
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"LoRA of rank .+: ([\d,]+) of ([\d,]+) parameters train", done.stdout)
+    assert said is not None
+    count, whole = (int(number.replace(",", "")) for number in said.groups())
+    assert 0 < count < 0.02 * whole  # the head included
+
+
+def test_each_mode_has_its_own_defaults() -> None:
+    moods = " ".join(run("classify_stories.py", "--help").stdout.split())
+    topics = " ".join(run("classify_stories.py", "--topics", "--help").stdout.split())
+    for text in (moods, topics):
+        assert re.search(r"highest learning rate \(default: 0.001, with --lora 0.0\d+\)", text)
+    # Topics take other layers than moods.
+    assert ("by commas (c_attn)" in moods, "by commas (c_attn)" in topics) == (True, False)
+    done = run("classify_stories.py", "--topic", "--quick")  # half an option is none
+    assert done.returncode == 2
+    assert "unrecognized arguments: --topic" in done.stderr
+
+
+def test_all_compares_lora_with_full_fine_tuning(modules: dict[str, ModuleType]) -> None:
+    whole = "mood: held-out accuracy 99.9%, baseline 28.1% (always sad), 60 s, torch 2"
+    adapted = (
+        "  LoRA of rank 8 in c_attn: 21,124 of 1,443,040 parameters train (1.46%)\n"
+        "mood: held-out accuracy 98.1%, baseline 28.1% (always sad), 50 s, torch 2"
+    )
+    row = modules["all"].compare(whole, adapted)
+    assert row.split() == ["mood", "99.9", "98.1", "28.1", "97%", "1.46", "%"]
+    row = modules["all"].compare(whole.replace("99.9", "28.1"), adapted)
+    assert row.split()[4:6] == ["no", "gain"]
+
+
 def test_the_probe_has_nothing_to_adapt() -> None:
     done = run("probe_features.py", "--quick", "--lora")
     assert done.returncode == 2
@@ -105,7 +139,14 @@ def test_options_that_cannot_be_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def modules() -> dict[str, ModuleType]:
-    names = ("finetuning", "choose_endings", "answer_questions", "tag_words", "learn_quizzes")
+    names = (
+        "finetuning",
+        "choose_endings",
+        "answer_questions",
+        "tag_words",
+        "learn_quizzes",
+        "all",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TASKS.parent))
         patch.syspath_prepend(str(TASKS))
