@@ -89,13 +89,13 @@ def draw(
         if head >= heads:
             axes.set_axis_off()
             continue
-        axes.imshow(weights[head], cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(weights[head].numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.set_title(f"head {head}", fontsize=9)
         axes.set_xticks(range(length), names, rotation=90, fontsize=5)
         axes.set_yticks(range(length), names, fontsize=5)
     above.suptitle(f"attention, layer {options.layer}")
     axes = below.subplots()
-    axes.bar(range(1, length), chances, color="steelblue")
+    axes.bar(range(1, length), chances.numpy(), color="steelblue")
     axes.set_xticks(range(1, length), names[1:], rotation=90, fontsize=6)
     axes.set_ylabel("log-probability (nats)")
     axes.grid(axis="y", alpha=0.3)

@@ -31,7 +31,7 @@ def run_here(script: str, *arguments: str, stdin: str = "") -> subprocess.Comple
     with (
         mock.patch.object(sys, "path", [str(path.parent), *elsewhere]),
         mock.patch.object(sys, "argv", [str(path), *arguments]),
-        mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()))),
+        mock.patch.object(sys, "stdin", _stdin_of(stdin)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -47,6 +47,11 @@ def run_here(script: str, *arguments: str, stdin: str = "") -> subprocess.Comple
         code = 1
     number = code if isinstance(code, int) else 0
     return subprocess.CompletedProcess([script, *arguments], number, out.getvalue(), err.getvalue())
+
+
+def _stdin_of(text: str) -> io.TextIOWrapper:
+    """A lone surrogate stands for a byte that is no text."""
+    return io.TextIOWrapper(io.BytesIO(text.encode("utf-8", "surrogateescape")), encoding="utf-8")
 
 
 def _take_examples() -> dict[str, object]:

@@ -15,15 +15,22 @@ from typing import Any
 import pytest
 import torch
 
+from tests.processes import forkserver
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 INSTALLED = [p for p in ("transformers", "ctranslate2") if importlib.util.find_spec(p)]
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a file of the examples, as benchmark.py does; nothing pauses between turns."""
+    """Imports a file of the examples, as benchmark.py does; nothing pauses between turns.
+
+    A row's process is forked from one that has imported torch, and not spawned.
+    """
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.setattr(importlib.import_module("benchmark_common"), "PAUSE", 0.0)
+    common = importlib.import_module("benchmark_common")
+    monkeypatch.setattr(common, "PAUSE", 0.0)
+    monkeypatch.setattr(common, "get_context", lambda _spawn: forkserver())
     limits = importlib.import_module("benchmark_limits")
     monkeypatch.setattr(limits, "STREAM", 2**16)
     monkeypatch.setattr(limits, "SQUARE", 64)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from gpt2 import GPT2LMHeadModel, GPT2Tokenizer, TextStreamer
+from tests.examples.scripts import run_here as run_script_here
 from tests.parity.record import count
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -65,7 +66,7 @@ def model() -> GPT2LMHeadModel:
 
 def test_decoding_shows_every_method(model: GPT2LMHeadModel, tokenizer: GPT2Tokenizer) -> None:
     example = module("decoding")
-    done = run("decoding.py", "--max-new-tokens", "30")
+    done = run_script_here("decoding.py", "--max-new-tokens", "30", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     parts = re.split(r"\n\n(?=[a-zA-Z -]+: )", done.stdout)
     shown = {part.split(":")[0]: part for part in parts[1:]}
@@ -151,7 +152,8 @@ def test_chat_goes_on_as_without_a_cache(model: GPT2LMHeadModel, tokenizer: GPT2
 
 def test_chat_beyond_the_positions_says_so_and_goes_on() -> None:
     line = "Mia \udcff and Tom went to the mill and the river and the barn. " + "They ran. " * 50
-    done = run("chat.py", "--seed", "1", "--max-new-tokens", "40", stdin=f"{line}\n")
+    more = ("--seed", "1", "--max-new-tokens", "40", "--device", "cpu")
+    done = run_script_here("chat.py", *more, stdin=f"{line}\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Mia \ufffd and Tom")  # a byte that is no text
     assert re.search(
@@ -241,7 +243,7 @@ def test_prompt_lookup_saves_passes_on_the_stories(monkeypatch: pytest.MonkeyPat
     model.register_forward_hook(one_more)
     taken = {"greedy": 0, "prompt-lookup": 0}
     tokens = 0
-    for story in held_out_stories(20):
+    for story in held_out_stories(8):
         ids = tokenizer.encode(f"<|endoftext|>{story.text}")
         prompt = torch.tensor([ids[: len(ids) // 2]])
         outputs = []

@@ -1,4 +1,7 @@
-"""examples/finetune.py: what a kill leaves, and what goes on behind it."""
+"""examples/finetune.py: what a kill leaves, and what goes on behind it.
+
+A run that nobody kills is run in the tests' own process.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ import pytest
 import torch
 
 from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
+from tests.examples.scripts import EXAMPLES, run_here
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL = ("--steps", "9", "--batch-size", "4", "--held-out", "6", "--save-every", "2",
          "--evaluate-every", "3", "--no-plot")  # fmt: skip
 
@@ -31,19 +34,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(run: Path, data: Path, *more: str) -> subprocess.Popen[str]:
+def options(run: Path, data: Path, *more: str) -> list[str]:
+    return ["--run", str(run), "--data", str(data), *SMALL, *more]
+
+
+def start(run: Path, data: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "finetune.py"), "--run", str(run), "--data", str(data),
-         *SMALL, *more],
+        [sys.executable, str(EXAMPLES / "finetune.py"), *options(run, data)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
+def run_through(run: Path, data: Path, *more: str) -> str:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in `start`: the losses must be the same to the last bit
+    done = run_here("finetune.py", *options(run, data, *more))
+    torch.set_num_threads(threads)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def losses(run: Path) -> list[dict[str, Any]]:
@@ -54,7 +63,7 @@ def losses(run: Path) -> list[dict[str, Any]]:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
     run = tmp_path_factory.mktemp("whole")
-    assert "best held-out loss" in finish(start(run, data))
+    assert "best held-out loss" in run_through(run, data)
     return run
 
 
@@ -66,7 +75,9 @@ def test_a_killed_run_goes_on_with_the_same_losses(whole: Path, data: Path, tmp_
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL  # it did not come to its end
-    finish(start(tmp_path, data))
+    process = start(tmp_path, data)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
     assert losses(tmp_path) == losses(whole)
     ours = GPT2LMHeadModel.from_pretrained(tmp_path / "best").state_dict()
     theirs = GPT2LMHeadModel.from_pretrained(whole / "best").state_dict()
@@ -81,15 +92,14 @@ def test_the_best_checkpoint_is_whole_and_learned(whole: Path) -> None:
 
 
 def test_micro_batches_add_up_to_the_batch(whole: Path, data: Path, tmp_path: Path) -> None:
-    finish(start(tmp_path, data, "--micro-batches", "4", "--steps", "3"))
+    run_through(tmp_path, data, "--micro-batches", "4", "--steps", "3")
     # The first step's loss; later ones follow another schedule, as there are fewer steps.
     assert losses(tmp_path)[0]["loss"] == pytest.approx(losses(whole)[0]["loss"], rel=1e-6)
 
 
 def test_other_settings_are_refused_and_change_nothing(whole: Path, data: Path) -> None:
     before = (whole / "state.pt").read_bytes()
-    process = start(whole, data, "--lr", "0.5")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "other settings (lr)" in err
+    done = run_here("finetune.py", *options(whole, data, "--lr", "0.5"))
+    assert done.returncode == 1
+    assert "other settings (lr)" in done.stderr
     assert (whole / "state.pt").read_bytes() == before

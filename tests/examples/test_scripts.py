@@ -1,4 +1,4 @@
-"""The examples as a user runs them: as scripts, in a new process, without a network."""
+"""The examples as a user runs them, without a network: one of each kind in a new process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
+from tests.examples.scripts import EXAMPLES, run_here
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 STORIES = EXAMPLES / "stories-gpt2"
 PROMPT = "One day a girl named Mia"
 
@@ -45,7 +45,7 @@ def test_generate_streams_what_the_library_generates() -> None:
 
 
 def test_generate_by_seed_without_a_prompt() -> None:
-    texts = [run("generate.py", "--seed", seed, "--device", "cpu") for seed in ("1", "1", "2")]
+    texts = [run_here("generate.py", "--seed", seed, "--device", "cpu") for seed in ("1", "1", "2")]
     assert all(done.returncode == 0 for done in texts), texts[0].stderr
     first, again, other = (done.stdout for done in texts)
     assert first == again != other
@@ -58,7 +58,7 @@ def test_generate_says_what_is_wrong_in_one_line() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("error: 'no/such/model'")
     assert "Traceback" not in done.stderr
-    done = run("generate.py", "--temperature", "0")
+    done = run_here("generate.py", "--temperature", "0")
     assert done.returncode != 0
     assert done.stderr.startswith("error: temperature must be a number above 0")
 
@@ -80,7 +80,7 @@ def test_the_embedded_checkpoint_is_small_and_good() -> None:
 
 
 def test_benchmark_runs_without_a_peer() -> None:
-    done = run("benchmark.py", "import", "--rounds", "1", "--against", "nothing")
+    done = run_here("benchmark.py", "import", "--rounds", "1", "--against", "nothing")
     assert done.returncode == 0, done.stderr
     assert "tokenizer class" in done.stdout
 
@@ -103,10 +103,10 @@ def test_benchmark_says_where_a_vocabulary_could_come_from(tmp_path: Path) -> No
 def test_attention_map_draws_and_tells(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "map.png"
-    done = run("attention_map.py", "--text", PROMPT, "--layer", "1", "--output", str(picture))
+    done = run_here("attention_map.py", "--text", PROMPT, "--layer", "1", "--output", str(picture))
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "nats per token" in done.stdout
-    done = run("attention_map.py", "--layer", "9", "--output", str(picture))
+    done = run_here("attention_map.py", "--layer", "9", "--output", str(picture))
     assert done.returncode == 1
     assert "--layer must be from -4 to 3, not 9" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
 import random
 import re
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from tests.examples.scripts import EXAMPLES, run_here
 
 
 @pytest.fixture(scope="module")
@@ -383,8 +384,7 @@ def test_the_training_script_runs_through(tmp_path: Path) -> None:
     from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
 
     output = tmp_path / "toy"
-    script = str(EXAMPLES / "train_stories.py")
-    done = run(script, "--quick", "--no-plot", "--output", str(output))
+    done = run_here("train_stories.py", "--quick", "--no-plot", "--output", str(output))
     assert done.returncode == 0, done.stderr
     assert re.search(r"held-out loss \d\.\d+ nats per token", done.stdout)
     assert re.search(r"step 6/6  loss \d\.\d+  held out \d\.\d+  [\d,]+ tokens/s", done.stderr)
@@ -396,21 +396,20 @@ def test_the_training_script_runs_through(tmp_path: Path) -> None:
 
 
 def test_the_quick_run_does_not_overwrite_the_embedded_model() -> None:
-    done = run(str(EXAMPLES / "train_stories.py"), "--quick")
+    done = run_here("train_stories.py", "--quick")
     assert done.returncode == 2
     assert "give an --output" in done.stderr
 
 
-def test_missing_matplotlib_is_told_at_the_start(tmp_path: Path) -> None:
-    hide = f"""
-import importlib.util, sys
-sys.path.insert(0, {str(EXAMPLES)!r})
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
-import train_stories
-sys.exit(train_stories.main(["--quick", "--output", {str(tmp_path / "toy")!r}]))
-"""
-    done = run("-c", hide)
+def test_missing_matplotlib_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec",
+        lambda name, *rest: None if name == "matplotlib" else find(name, *rest),
+    )  # fmt: skip
+    done = run_here("train_stories.py", "--quick", "--output", str(tmp_path / "toy"))
     assert done.returncode == 2
     assert "pip install matplotlib" in done.stderr
     assert "--no-plot" in done.stderr

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -39,6 +38,7 @@ from gpt2.training.sharded import (
 )
 from gpt2.training.tensor_parallel import fused_orders
 from tests.helpers import tiny_config, tiny_model
+from tests.processes import forkserver
 
 Mode = tuple[tuple[int, ...], tuple[str, ...]]
 
@@ -61,8 +61,7 @@ STEPS = 4  # of training: two, a save, and two more
 
 def start(ranks: int, work: Callable[..., None], folder: Path, *arguments: Any) -> list[int | None]:
     """Run ``work`` in as many processes; their exit codes, None for one that hung."""
-    context = mp.get_context("forkserver")  # what it has imported, nobody imports again
-    context.set_forkserver_preload(["torch._dynamo", "gpt2.training.distributed_checkpoint"])
+    context = forkserver()
     store = folder / f"store-{time.monotonic_ns()}"
     processes = [
         context.Process(target=_begin, args=(rank, ranks, str(store), work, folder, *arguments))
