@@ -15,7 +15,7 @@ import torch
 
 from gpt2.checkpoints.match import Match, Piece, Rules
 from gpt2.checkpoints.report import LoadReport
-from gpt2.checkpoints.tensorfiles import Scratch, StateDict
+from gpt2.checkpoints.tensorfiles import Scratch, StateDict, empty
 from gpt2.checkpoints.weightfiles import WeightFiles
 from gpt2.errors import ArgumentError, StateDictError
 
@@ -194,7 +194,7 @@ class TensorReader:
             return stored.to(device=device, dtype=self.report.dtype)
         if begun is None:
             shape = self._match.expected[name]
-            begun = torch.empty(shape, dtype=self.report.dtype, device=device)
+            begun = empty(shape, self.report.dtype, device)
         piece.row.in_ours(begun).copy_(piece.row.in_stored(stored))
         return begun
 

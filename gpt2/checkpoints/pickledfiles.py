@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from gpt2.checkpoints.tensorfiles import DTYPES, Stored, read_into
+from gpt2.checkpoints.tensorfiles import DTYPES, Stored, empty, read_into
 from gpt2.errors import FileAccessError, FileFormatError
 from gpt2.storage.impostors import HEAD_BYTES, impostor
 
@@ -106,7 +106,7 @@ class PickledFile:
         # From its first element to its last, with what may lie between.
         span = Stored((_length(form),), form.dtype)
         if scratch is None:
-            flat = torch.empty(span.shape, dtype=span.dtype)
+            flat = empty(span.shape, span.dtype)
         else:
             flat = scratch.tensor(span)
         read_into(flat, self._file, self._places[name], self._path, name)

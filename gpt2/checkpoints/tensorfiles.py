@@ -22,7 +22,7 @@ from gpt2.storage.impostors import HEAD_BYTES, impostor
 from gpt2.storage.jsonfiles import parse_json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 MAX_HEADER_BYTES = 10_000_000
@@ -60,6 +60,22 @@ class Stored:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+def empty(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """torch.empty, for a tensor that one thread is going to fill at once.
+
+    On the CPU all of torch's threads write zeros to it first. Most of the time that it takes to
+    fill fresh memory is the system's, which finds a page when it is first written to: with two
+    threads, 124M parameters in float32 load in 0.31 s instead of 0.39. (Huge pages took from 0.2 to
+    1.1 s on a virtual machine, whose host may have to find them as well.)
+    """
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.device.type == "cpu" and torch.get_num_threads() > 1:
+        tensor.zero_()
+    return tensor
+
+
 class Scratch:
     """Memory that one tensor after another is read into, to be copied from.
 
@@ -75,7 +91,7 @@ class Scratch:
         size = stored.nbytes
         if size > self._bytes.numel():
             self._bytes = torch.empty(0, dtype=torch.uint8)  # let go before asking for more
-            self._bytes = torch.empty(size, dtype=torch.uint8)
+            self._bytes = empty((size,), torch.uint8)
         return self._bytes[:size].view(stored.dtype).view(stored.shape)
 
 
@@ -144,7 +160,7 @@ class SafetensorsFile:
         """The tensor ``name``, on the CPU, in ``scratch`` or else in memory of its own."""
         stored = self.entries[name]
         if scratch is None:
-            tensor = torch.empty(stored.shape, dtype=stored.dtype)
+            tensor = empty(stored.shape, stored.dtype)
         else:
             tensor = scratch.tensor(stored)
         read_into(tensor, self._file, self._offsets[name], self._path, name)

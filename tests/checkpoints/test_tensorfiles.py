@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from gpt2.checkpoints import tensorfiles
 from gpt2.checkpoints.pickledfiles import PickledFile
-from gpt2.checkpoints.tensorfiles import SafetensorsFile, Stored, write_safetensors
+from gpt2.checkpoints.tensorfiles import SafetensorsFile, Stored, empty, write_safetensors
 from gpt2.errors import FileAccessError, FileFormatError, StateDictError
 
 DTYPES = [
@@ -350,3 +350,15 @@ def test_bin_of_every_age(tmp_path: Path, zipped: bool) -> None:
             assert own
             assert not read.requires_grad
             assert torch.equal(read, tensor)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fresh_memory_is_touched_by_all_threads_where_there_are_several(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    assert empty((2, 3), torch.bfloat16, "meta").is_meta
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "empty", torch.ones)  # so that it shows what has been written
+    found = empty((2, 3), torch.bfloat16)
+    assert (found.shape, found.dtype) == ((2, 3), torch.bfloat16)
+    assert bool(found.any()) == (threads == 1)
