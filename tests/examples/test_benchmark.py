@@ -165,13 +165,31 @@ def test_gpu_decoding(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_gpu_training(gpu: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     goals = gpu.Goals()
-    gpu.train(
-        "cpu", "tiny", 1e12, 1e12, goals, rounds=1, batch=1, length=16, compiled=False
-    )  # fmt: skip
+    steps = [
+        gpu.Step(1, 16, compiled=False, padded=True),
+        gpu.Step(1, 16, compiled=False, padded=False, as_nanogpt=True),
+    ]
+    gpu.train("cpu", "tiny", 1e12, 1e12, goals, rounds=1, steps=steps)
     goals.show()
     printed = capsys.readouterr().out
-    assert "tok/s" in printed
-    assert "MFU" in printed
+    lines = {line[:36].strip(): line[36:].split() for line in printed.splitlines()}
+    milliseconds, per_second, _, _, _, mfu, _ = lines["1×16, eager, V padded"]
+    assert float(per_second.replace(",", "")) == pytest.approx(16000 / float(milliseconds), rel=0.1)
+    assert 0 <= float(mfu) < 1
+    assert lines["nanoGPT 1×16, eager"][1] == "~250"
+    assert "115 ms a batch" in printed
+    assert "train tiny bf16, 1×16, eager, V padded: MFU" in printed
+
+
+def test_gpu_training_rows(gpu: ModuleType) -> None:
+    """The vocabulary is padded where the row says so; nanoGPT has its size and no dropout."""
+    assert len({step.name for step in gpu.STEPS}) == len(gpu.STEPS)
+    published = {
+        s.compiled for s in gpu.STEPS if s.as_nanogpt and (s.batch, s.length) == (12, 1024)
+    }
+    assert published == gpu.NANOGPT.keys()
+    model = gpu._random_model("tiny", "cpu", torch.float32, dropout=0.0)
+    assert not any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
 
 
 def test_gpu_gains_are_what_eager_takes_more(gpu: ModuleType) -> None:
