@@ -1,8 +1,10 @@
-"""One block, one new token per row, as one compiled function over the growing cache.
+"""One block, one new token of one row, as one compiled function over the growing cache.
 
 What is around it stays eager: a step calls one function per block, compiled
 once for all blocks, lengths and calls. Several blocks in one function were no
-faster (int8: 5.7 to 5.9 ms for 1 to 6 of them) and take longer to compile.
+faster (int8: 5.7 to 5.9 ms for 1 to 6 of them) and take longer to compile. For
+several rows the products are best left to oneDNN (gpt2/modeling/linear.py), and
+what stands between them is then too little to be worth compiling.
 
 Shapes: see the legend in gpt2/modeling/transformer.py.
 """
@@ -19,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2.modeling.cache import KVCache
-from gpt2.modeling.linear import packed_product, reduced_product
+from gpt2.modeling.linear import reduced_product
 from gpt2.modeling.masks import Visibility
 from gpt2.modeling.static_cache import StaticCache
 from gpt2.progress import announce
@@ -42,11 +44,11 @@ def decode_block(
     eps: float,
     weights: Sequence[Any],
 ) -> Tensor:
-    """GPT2Block for one new token per row: x (B, D) -> (B, D), written for the compiler.
+    """GPT2Block for one new token: x (D,) -> (D,), written for the compiler.
 
-    ``keys``, ``values`` (B, H, C, Dh) are the cache's buffers, of which the
+    ``keys``, ``values`` (1, H, C, Dh) are the cache's buffers, of which the
     ``columns`` (S,) = 0 … S − 1 are read, and the last of them is written
-    before. ``seen`` (B, S) bool, or None where all may be seen. ``weights``:
+    before. ``seen`` (1, S) bool, or None where all may be seen. ``weights``:
     `_parts`' tensors. Attention's products are reductions as well: over a
     cache they are bound by memory like the others, and F.linear's kin would
     stand between the fused loops.
@@ -54,24 +56,22 @@ def decode_block(
     scale, g1, b1, *attn, g2, b2 = weights[:11]
     c_attn, c_proj = attn[:3], attn[3:]
     c_fc, mlp_c_proj = weights[11:14], weights[14:]
-    batch, heads, _, size = keys.shape
+    _, heads, _, size = keys.shape
 
-    def linear(layer: Sequence[Any], x: Tensor) -> Tensor:  # (B, K) -> (B, N)
-        if batch == 1:
-            return reduced_product(layer[0], layer[1], layer[2], x[0])[None]
-        return packed_product(layer[0], layer[1], layer[2], x).float()
+    def linear(layer: Sequence[Any], x: Tensor) -> Tensor:  # (K,) -> (N,)
+        return reduced_product(layer[0], layer[1], layer[2], x)
 
-    h = F.layer_norm(x, x.shape[-1:], g1, b1, eps)
-    q, k, v = linear(c_attn, h).view(batch, 3, heads, 1, size).unbind(1)  # (B, H, 1, Dh)
-    keys.index_copy_(2, columns[-1:], k.to(keys.dtype))
-    values.index_copy_(2, columns[-1:], v.to(values.dtype))
-    keys, values = keys[:, :, : len(columns)], values[:, :, : len(columns)]  # (B, H, S, Dh)
-    scores = (keys.float() * q).sum(-1) * scale  # (B, H, S)
+    h = F.layer_norm(x, x.shape, g1, b1, eps)
+    q, k, v = linear(c_attn, h).view(3, heads, 1, size).unbind()  # (H, 1, Dh)
+    keys.index_copy_(2, columns[-1:], k[None].to(keys.dtype))
+    values.index_copy_(2, columns[-1:], v[None].to(values.dtype))
+    keys, values = keys[0, :, : len(columns)], values[0, :, : len(columns)]  # (H, S, Dh)
+    scores = (keys.float() * q).sum(-1) * scale  # (H, S)
     if seen is not None:
-        scores = scores.masked_fill(~seen[:, None], torch.finfo(scores.dtype).min)
-    attended = (scores.softmax(-1)[..., None] * values.float()).sum(2)  # (B, H, Dh)
-    x = x + linear(c_proj, attended.flatten(1))
-    h = F.layer_norm(x, x.shape[-1:], g2, b2, eps)
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    attended = (scores.softmax(-1)[..., None] * values.float()).sum(1)  # (H, Dh)
+    x = x + linear(c_proj, attended.flatten())
+    h = F.layer_norm(x, x.shape, g2, b2, eps)
     return x + linear(mlp_c_proj, activation(linear(c_fc, h)))
 
 
@@ -93,15 +93,11 @@ def _first(
     seen: Tensor | None,
     *rest: Any,
 ) -> Tensor:
-    """The first call of a kind: compile for one row or for any number, for any lengths."""
-    lengths = [(keys, 2), (values, 2), (columns, 0), *([] if seen is None else [(seen, 1)])]
-    rows = [(t, 0) for t in (x, keys, values, seen) if t is not None] if len(x) > 1 else []
-    for tensor, dimension in (*lengths, *rows):
-        torch._dynamo.mark_dynamic(tensor, dimension)
-    announce(
-        f"compiling the decode step for {'several rows' if rows else 'one row'} "
-        "(about 10 s; torch keeps it on disk)"
-    )
+    """The first call of a kind: compile for any lengths."""
+    for tensor, dimension in ((keys, 2), (values, 2), (columns, 0), (seen, 1)):
+        if tensor is not None:
+            torch._dynamo.mark_dynamic(tensor, dimension)
+    announce("compiling the decode step (about 10 s; torch keeps it on disk)")
     # torch's limit of 8 is there against endless recompilation; these kinds are few and known
     with torch._dynamo.config.patch(recompile_limit=64):
         result = _compiled_block()(x, keys, values, columns, seen, *rest)
@@ -112,33 +108,33 @@ def _first(
 def one_token(
     blocks: Any, x: Tensor, visibility: Visibility, cache: KVCache | None
 ) -> Tensor | None:
-    """All GPT2Blocks of a packed model, applied to x (B, 1, D) behind ``cache``.
+    """All GPT2Blocks of a packed model, applied to x (1, 1, D) behind ``cache``.
 
-    None where that cannot be compiled once: it takes a growing cache that
-    already holds columns, and a mask that hides nothing but whole columns.
+    None where that cannot be compiled once: it takes one token of one row, a growing
+    cache that already holds columns, and a mask that hides nothing but whole columns.
     """
     if cache is None or isinstance(cache, StaticCache) or torch.compiler.is_compiling():
         return None
-    mask, rows = visibility.mask, len(x)
-    if x.shape[1] != 1 or x.requires_grad or cache.length < 2:  # 1 would be compiled for apart
+    mask = visibility.mask
+    if x.shape[:2] != (1, 1) or x.requires_grad or cache.length < 2:  # 1 would be compiled apart
         return None
     if mask is not None and not (
-        isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape[:2] == (rows, 1)
+        isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape[:2] == (1, 1)
     ):
         return None
     parts = [_parts(block) for block in blocks]
-    if not all(cache.fits(i, rows, *part.heads) for i, part in enumerate(parts)):
+    if not all(cache.fits(i, 1, *part.heads) for i, part in enumerate(parts)):
         return None
-    seen = None if mask is None else mask[:, 0, 0]  # (B, S)
+    seen = None if mask is None else mask[:, 0, 0]  # (1, S)
     columns = torch.arange(cache.length, device=x.device)
-    x = x[:, 0]
-    mode = rows == 1, seen is None, torch.is_inference_mode_enabled()
+    x = x[0, 0]
+    mode = seen is None, torch.is_inference_mode_enabled()
     for layer, part in enumerate(parts):
         keys, values = cache.reserve(layer)
         kind = (*mode, keys.dtype, part.kind)
         run = _compiled_block() if kind in _compiled_for else partial(_first, kind)
         x = run(x, keys, values, columns, seen, part.activation, part.eps, part.tensors)
-    return x[:, None]
+    return x[None, None]
 
 
 @dataclass(frozen=True)

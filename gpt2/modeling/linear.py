@@ -1,18 +1,18 @@
 """Linear layers whose weights are stored for inference: float32, bfloat16 or int8.
 
 A token at a time, a product with a weight is as fast as the weight can be read
-from memory, so its size and its order there are what counts. The figures are of
-2 cores (AVX-512, about 30 GB/s) and the head of GPT-2, 768 -> 50257, for one token:
+from memory, so its size and its order there are what counts. All the products
+of a step of GPT-2, 124M, on 2 cores (AVX-512, about 31 GB/s), in ms for 1 and 8 rows:
 
-- float32 as it is, F.linear: 11.6 ms; stored by columns, 5.9 ms. From the long
-  side to the short one (mlp.c_proj) rows are faster.
-- bfloat16, F.linear: by rows, 4.1 ms.
-- int8 with a scale per output, torch._weight_int8pack_mm with bfloat16 inputs: 2.6 ms.
-- compiled, as the reduction Σ w·x over rows: float32 4.9, bfloat16 2.2, int8 1.4 ms.
+- float32 as it is, F.linear: 34 and 56. In oneDNN's blocked order: 21 and 23.
+- bfloat16, F.linear: 14 and 21. Blocked: 10 and 12.
+- int8 with a scale per output, torch._weight_int8pack_mm with bfloat16 inputs: 7.9 and 24.
+- compiled, one row, as the reduction Σ w·x: float32 20, int8 6.4.
   F.linear itself gains nothing from the compiler.
 
-Where there are many tokens, the products are bound by arithmetic, and all three
-are F.linear's, int8 after it has been written out as bfloat16.
+Where there are many rows, the products are bound by arithmetic. Blocked weights
+still save oneDNN the reordering at each call, and in float32 they are oneDNN's
+instead of MKL's (1024 rows: 1.21 s, not 1.58); int8 is written out as bfloat16.
 
 Shapes: see the legend in gpt2/modeling/transformer.py; here N outputs, K inputs.
 """
@@ -21,11 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from gpt2.modeling.activations import gelu_tanh
 
 Storage = Literal["float32", "bfloat16", "int8"]
 
@@ -49,14 +51,36 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return steps.to(torch.int8), scale
 
 
-def packed_product(weight: Tensor, scale: Tensor | None, bias: Tensor | None, x: Tensor) -> Tensor:
-    """``x`` (…, K) -> x Wᵀ + b (…, N), float32 or, where the weight is narrower, bfloat16."""
-    if weight.dtype == torch.float32:
-        return F.linear(x.float(), weight, bias)
+def blocked(weight: Tensor) -> Tensor | None:
+    """A copy of ``weight`` (N, K) in the order of oneDNN's kernels, opaque to torch.
+
+    None where this machine has no such kernels for its dtype, or
+    torch.backends.mkldnn is switched off.
+    """
+    onednn = torch.backends.mkldnn
+    if not (onednn.is_available() and onednn.enabled):  # type: ignore[no-untyped-call]
+        return None
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight)  # type: ignore[no-any-return]
+
+
+def blocked_product(weight: Tensor, bias: Tensor | None, x: Tensor, gelu: bool = False) -> Tensor:
+    """``x`` (…, K) -> x Wᵀ + b (…, N) in the weight's dtype, with a weight of `blocked`.
+
+    ``gelu``: gelu_tanh of it, computed on what the kernel still has in registers.
+    """
+    return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
+        x.to(weight.dtype), weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else ""
+    )
+
+
+def int8_product(weight: Tensor, scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """``x`` (…, K) -> x Wᵀ + b (…, N) in bfloat16, with the int8 weight of `quantized`."""
     x = x.to(torch.bfloat16)
-    if scale is None:
-        y = F.linear(x, weight)
-    elif x.shape[:-1].numel() <= _FEW_ROWS:
+    if x.shape[:-1].numel() <= _FEW_ROWS:
         rows = x.reshape(-1, x.shape[-1])
         y = torch._weight_int8pack_mm(rows, weight, scale).view(*x.shape[:-1], len(weight))
     else:
@@ -72,14 +96,17 @@ def reduced_product(weight: Tensor, scale: Tensor | None, bias: Tensor | None, x
 
 
 class PackedLinear(nn.Module):
-    """x Wᵀ + b for inference, with the weight as a buffer in one of the storages.
+    """x Wᵀ + b for inference, with the weight as buffers in one of the storages.
 
-    ``weight`` (N, K), in memory by rows or by columns; ``scale`` (N,) of int8,
-    else None. ``in_float32`` gives float32 outputs whatever the storage;
-    ``compiled`` computes one token by a compiled reduction.
+    ``weight`` (N, K) by rows, and ``scale`` (N,) of int8; of the others ``blocked``
+    (N, K), beside the rows or in place of them. In a state_dict the weight stands
+    by rows. To be switched on: ``in_float32``, outputs in float32 whatever the
+    storage; ``gelu``, gelu_tanh of them; ``compiled``, one token by a compiled
+    reduction over the rows.
     """
 
-    weight: Tensor
+    weight: Tensor | None
+    blocked: Tensor | None
     scale: Tensor | None
     bias: Tensor | None
 
@@ -89,44 +116,98 @@ class PackedLinear(nn.Module):
         bias: Tensor | None,
         *,
         scale: Tensor | None = None,
-        in_float32: bool = False,
+        keep_rows: bool = True,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.in_float32, self.compiled = in_float32, False
+        self.keep_rows = keep_rows
+        self.in_float32 = self.gelu = self.compiled = False
         self.register_buffer("weight", weight)
+        self.register_buffer("blocked", None, persistent=False)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
+        self._block()
 
     @classmethod
-    def pack(
-        cls, linear: nn.Linear, storage: Storage, *, by_rows: bool, in_float32: bool = False
-    ) -> PackedLinear:
-        """A copy of ``linear``; ``by_rows`` False lets float32 choose the faster order."""
+    def pack(cls, linear: nn.Linear, storage: Storage, *, keep_rows: bool = False) -> PackedLinear:
+        """A copy of ``linear``; ``keep_rows`` where they are needed beside what is blocked."""
         weight = linear.weight.detach()
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
         if storage == "int8":
             steps, scale = quantized(weight)
-            return cls(steps, bias, scale=scale, in_float32=in_float32)
-        if storage == "bfloat16":
-            weight = weight.to(torch.bfloat16, copy=True).contiguous()
-            return cls(weight, bias, in_float32=in_float32)
-        if by_rows or weight.shape[1] > weight.shape[0]:
-            return cls(weight.to(torch.float32, copy=True).contiguous(), bias)
-        return cls(weight.float().t().clone(memory_format=torch.contiguous_format).t(), bias)
+            return cls(steps, bias, scale=scale)
+        weight = weight.to(getattr(torch, storage), copy=True).contiguous()
+        return cls(weight, bias, keep_rows=keep_rows)
+
+    def rows(self) -> Tensor:
+        """The weight (N, K) by rows, written out where only the blocked one is held."""
+        if self.weight is not None:
+            return self.weight
+        assert self.blocked is not None
+        return self.blocked.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) -> (…, N), in the dtype of the arithmetic, or float32."""
         if self.compiled and x.numel() == self.in_features and not torch.compiler.is_compiling():
+            assert self.weight is not None
             y = compiled_product(self.weight, self.scale, self.bias, x.flatten().float())
             return y.view(*x.shape[:-1], self.out_features)
-        y = packed_product(self.weight, self.scale, self.bias, x)
+        y = self._product(x)
         return y.float() if self.in_float32 else y
 
+    def _product(self, x: Tensor) -> Tensor:
+        if self.blocked is not None and not (x.requires_grad and torch.is_grad_enabled()):
+            product: Any = blocked_product
+            if torch.compiler.is_compiling():  # a graph cannot hold an opaque tensor: it breaks
+                product = torch.compiler.disable(product)  # type: ignore[no-untyped-call]
+            return product(self.blocked, self.bias, x, self.gelu)  # type: ignore[no-any-return]
+        weight = self.rows()
+        if self.scale is not None:
+            y = int8_product(weight, self.scale, self.bias, x)
+        else:
+            bias = None if self.bias is None else self.bias.to(weight.dtype)
+            y = F.linear(x.to(weight.dtype), weight, bias)
+        return gelu_tanh(y) if self.gelu else y
+
+    # -- copies, moves, files: by rows, since an opaque tensor takes part in none of them --------
+
+    def _block(self) -> None:
+        assert self.weight is not None
+        self.blocked = blocked(self.weight)
+        if self.blocked is not None and not self.keep_rows:
+            self.weight = None
+
+    def _unblock(self) -> None:
+        self.weight, self.blocked = self.rows(), None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+        self._unblock()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._block()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        buffers = {**self._buffers, "weight": self.rows(), "blocked": None}
+        return {**self.__dict__, "_buffers": buffers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._block()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self.weight is None:
+            destination[f"{prefix}weight"] = self.rows()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._unblock()
+        super()._load_from_state_dict(*arguments)
+        self._block()
+
     def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.out_features}, {self.weight.dtype}".replace(
-            "torch.", ""
-        )
+        held = self.blocked if self.weight is None else self.weight
+        assert held is not None
+        return f"{self.in_features} -> {self.out_features}, {held.dtype}".replace("torch.", "")
 
 
 @cache

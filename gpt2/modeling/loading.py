@@ -323,7 +323,7 @@ class Loadable(Trainable):
                 "they are; leave out dtype, device, ignore_mismatched_sizes, allow_missing and "
                 "allow_unexpected"
             )
-        packed = packed_copy(self, "int8", by_rows=True)
+        packed = packed_copy(self, "int8", by_rows=False)
         tensors, report = read_packed(weights, packed.state_dict())
         packed.load_state_dict(tensors, assign=True)
         report.model_class, report.config = type(self).__name__, self.config

@@ -112,10 +112,15 @@ class GPT2PreTrainedModel(Savable):
         - "bfloat16": 2 bytes; each weight keeps 8 bits of precision;
         - "int8": 1 byte and a scale per output, see gpt2.modeling.linear.quantized.
 
-        With the latter two, products over several rows are in bfloat16, so a
-        row's numbers hang a little on its batch. ``compile`` runs each step of
-        one token as compiled functions: needs a C++ compiler, takes about 10 s
-        once for one row and once for more, and torch keeps the result on disk.
+        The first two are held in the order of oneDNN's kernels, a tied token
+        embedding by rows as well: GPT-2, 124M, takes 0.65 and 0.33 GB, and 0.12
+        with int8. With the latter two the products are in bfloat16, so a row's
+        numbers hang a little on its batch.
+
+        ``compile`` runs each step of one token of one row as compiled functions:
+        needs a C++ compiler, takes about 10 s once, and torch keeps the result
+        on disk. They read weights by rows, so that the first two are then held
+        twice, 1 and 0.5 GB.
         On a GPU "float32" and "bfloat16" are a plain copy in that dtype, and
         ``compile`` makes generate's steps CUDA graphs.
 

@@ -11,7 +11,6 @@ from torch import nn
 from gpt2.modeling.linear import (
     PackedEmbedding,
     PackedLinear,
-    packed_product,
     quantized,
     reduced_product,
 )
@@ -34,10 +33,14 @@ def test_quantized_loses_at_most_half_a_scale() -> None:
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 40])
 @pytest.mark.parametrize("sizes", [(96, 32), (32, 96)])
-def test_a_packed_layer_is_the_layer(storage: Any, rows: int, sizes: tuple[int, int]) -> None:
+@pytest.mark.parametrize("keep_rows", [True, False])
+def test_a_packed_layer_is_the_layer(
+    storage: Any, rows: int, sizes: tuple[int, int], keep_rows: bool
+) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(sizes[0], sizes[1])
-    packed = PackedLinear.pack(layer, storage, by_rows=False, in_float32=True)
+    packed = PackedLinear.pack(layer, storage, keep_rows=keep_rows)
+    packed.in_float32 = True
     x = torch.randn(2, rows, sizes[0])[:1]
     with torch.no_grad():
         wanted, found = layer(x), packed(x)
@@ -49,10 +52,11 @@ def test_a_packed_layer_is_the_layer(storage: Any, rows: int, sizes: tuple[int, 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 def test_the_reduction_is_the_product(storage: Any) -> None:
     torch.manual_seed(0)
-    packed = PackedLinear.pack(nn.Linear(64, 48), storage, by_rows=True)
+    packed = PackedLinear.pack(nn.Linear(64, 48), storage, keep_rows=True)
+    assert packed.weight is not None
     x = torch.randn(64)
     one = reduced_product(packed.weight, packed.scale, packed.bias, x)
-    other = packed_product(packed.weight, packed.scale, packed.bias, x[None])[0].float()
+    other = packed(x[None])[0].float()
     assert one.dtype == torch.float32
     exact = packed.weight.double() @ x.double()
     if packed.scale is not None:
