@@ -37,7 +37,7 @@ import benchmark_tokenizer
 import gpt2
 
 OURS = "gpt2"
-PEERS = ("transformers", "tiktoken", "ctranslate2")
+PEERS = ("transformers", "tiktoken", "ctranslate2", "torchao")
 # Prints one JSON object: what was measured -> seconds. `mark` is the time since the last mark.
 PRELUDE = """
 import json, sys, time
@@ -214,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--against",
         help="peers with commas between: transformers (default), tiktoken, ctranslate2 (default of "
-        "decode); or nothing",
+        "decode), torchao (of decode); or nothing",
     )
     add(
         "--vocabulary",

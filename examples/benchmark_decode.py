@@ -1,5 +1,8 @@
 """Decoding with a cache, greedily: transformers, CTranslate2, this library plain and prepared.
 
+torchao, where it is asked for, is in this library's model: int8 weights with bfloat16 activations
+("weights") or with activations that it makes int8 at each call ("dynamic").
+
 A prompt of 32 tokens and 64 new ones; nobody stops earlier. "steps" are what the 63 steps after
 the first new token take, that is the whole call less the same call for one token, timed in the
 same round; "call" is the whole of it. Ratios and goals are of both. Every row has a process of its
@@ -49,8 +52,13 @@ PEER_ROWS = {
     "transformers-loop": 4,
     "ctranslate2-float32": 4,
     "ctranslate2-int8": 1,
+    "torchao-weights": 1,
+    "torchao-weights-compiled": 1,
+    "torchao-dynamic": 1,
+    "torchao-dynamic-compiled": 1,
 }
-NO_STREAMER = {"transformers-loop", "ctranslate2-float32", "ctranslate2-int8"}
+# Without a streamer, and torchao's, which would be compiled again for each length of the cache.
+NO_POSITIONS = {"transformers-loop", *(n for n in PEER_ROWS if n.startswith(("ctr", "torchao")))}
 PREPARED = {f"{w}-{how}": size for w, size in WEIGHTS.items() for how in ("prepared", "compiled")}
 ROWS = {**PEER_ROWS, "eager": 4, **PREPARED}
 STORIES = Path(__file__).resolve().parent / "stories-gpt2"
@@ -92,6 +100,8 @@ def make_row(name: str, directory: Path, threads: int) -> Row:
     kind, _, how = name.partition("-")
     if kind == "ctranslate2":
         return _ctranslate2(directory, how, threads)
+    if kind == "torchao":
+        return _torchao(directory, how)
     model = load_ours(directory)
     if name == "eager":
         return _ours(model)
@@ -166,6 +176,28 @@ def _ctranslate2(directory: Path, kind: str, threads: int) -> Row:
         return torch.tensor([result.sequences_ids[0] for result in results])
 
     return Row(generate)
+
+
+def _torchao(directory: Path, how: str) -> Row:
+    """Either scheme in the dtype that it is faster with; compiled is the whole step."""
+    import torch._inductor.config as compiler
+    from torchao.quantization import (
+        Int8DynamicActivationInt8WeightConfig,
+        Int8WeightOnlyConfig,
+        quantize_,
+    )
+
+    dtype, scheme = {
+        "weights": (torch.bfloat16, Int8WeightOnlyConfig),
+        "dynamic": (torch.float32, Int8DynamicActivationInt8WeightConfig),
+    }[how.partition("-")[0]]
+    model = load_ours(directory, dtype=dtype)
+    quantize_(model, scheme())
+    if how.endswith("-compiled"):
+        # The weights as constants: steps of 8 ms, not 18, with "dynamic", and 11, not 12.
+        compiler.freezing = True
+        model.step_compile_mode = "default"
+    return _ours(model)
 
 
 # --------------------------------------------------------------------- what a row's process does
@@ -269,7 +301,7 @@ def speed(rows: dict[str, Worker], batch: int, options: Options, goals: Goals) -
     calls = {name: median(s.call for s in taken) for name, taken in samples.items()}
     peers = [peer for peer in ("transformers", "ctranslate2-int8") if peer in rows]
     print(
-        f"{'':20}{'tok/s steps':>12}{'tok/s call':>12}{'ms/step':>9}{'of limit':>10}"
+        f"{'':26}{'tok/s steps':>12}{'tok/s call':>12}{'ms/step':>9}{'of limit':>10}"
         + "".join(f"{'/' + peer:>18}{'(call)':>8}" for peer in peers)
         + f"{'prepare s':>11}{'first call':>12}{'same ids':>10}"
     )
@@ -278,7 +310,7 @@ def speed(rows: dict[str, Worker], batch: int, options: Options, goals: Goals) -
         found, prepared_in, call = first[name]
         step = steps[name] / (NEW - 1)
         shares[name] = limits.read_per_step(config, ROWS[name]) / read / step
-        line = f"{name:20}{batch / step:12.1f}{batch * NEW / calls[name]:12.1f}{1000 * step:9.2f}"
+        line = f"{name:26}{batch / step:12.1f}{batch * NEW / calls[name]:12.1f}{1000 * step:9.2f}"
         line += f"{shares[name]:10.2f}"
         for peer in peers:
             line += f"{steps[peer] / steps[name]:17.2f}x{calls[peer] / calls[name]:7.2f}x"
@@ -325,7 +357,7 @@ def speed_goals(
 def positions(rows: dict[str, Worker], options: Options, goals: Goals) -> None:
     """What a step costs late in the context, over what it costs early."""
     vocab_size = config_of(options.shape).vocab_size
-    timed = {name: row for name, row in rows.items() if name not in NO_STREAMER}
+    timed = {name: row for name, row in rows.items() if name not in NO_POSITIONS}
     samples = in_turns(
         {name: lambda row=row: row(step_costs, vocab_size) for name, row in timed.items()},
         options.rounds,

@@ -18,7 +18,7 @@ import torch
 from tests.processes import forkserver
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-INSTALLED = [p for p in ("transformers", "ctranslate2") if importlib.util.find_spec(p)]
+INSTALLED = [p for p in ("transformers", "ctranslate2", "torchao") if importlib.util.find_spec(p)]
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def table(text: str) -> dict[str, list[str]]:
 
 
 def test_decoding_beside_the_peers(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    every = ["transformers", "ctranslate2-float32", "eager", "float32-prepared", "int8-prepared"]
-    missing = {"transformers", "ctranslate2"} - set(INSTALLED)
+    every = ["transformers", "ctranslate2-float32", "torchao-weights", "torchao-dynamic"]
+    every += ["eager", "float32-prepared", "int8-prepared"]
+    missing = {"transformers", "ctranslate2", "torchao"} - set(INSTALLED)
     rows = [row for row in every if row.split("-")[0] not in missing]
     load("benchmark_decode").run(options(against=INSTALLED, parts=["b1", "positions"], only=rows))
     printed = capsys.readouterr().out
@@ -60,7 +61,7 @@ def test_decoding_beside_the_peers(load: Any, capsys: pytest.CaptureFixture[str]
     lines = table(speeds)
     for row in rows:
         assert len(lines[row]) == len(lines["eager"])
-        if "int8" not in row:
+        if "int8" not in row and "torchao" not in row:
             assert lines[row][-1] == "100%"  # everybody makes the same ids
     for row in ("eager", "int8-prepared"):
         early, late, ratio = map(float, table(positions)[row])
