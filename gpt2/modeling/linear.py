@@ -10,6 +10,10 @@ of a step of GPT-2, 124M, on 2 cores (AVX-512, about 31 GB/s), in ms for 1 and 8
 - compiled, one row, as the reduction Σ w·x: float32 20, int8 6.4.
   F.linear itself gains nothing from the compiler.
 
+torchao 0.18 in the same model, steps of one token: int8 weights 49 ms, compiled 10.7; activations
+made int8 as well, compiled with frozen weights, 7.5; int8 here 11.8, compiled 6.7, without
+another dependency and with nothing to compile for each length of the cache.
+
 Where there are many rows, the products are bound by arithmetic. Blocked weights
 still save oneDNN the reordering at each call, and in float32 they are oneDNN's
 instead of MKL's (1024 rows: 1.21 s, not 1.58); int8 is written out as bfloat16.
