@@ -36,6 +36,7 @@ FLOORS = {
     "gpt2.modeling.backends": 3,
     "gpt2.modeling.dropout": 3,
     "gpt2.modeling.dropped_attention": 3,
+    "gpt2.modeling.bfloat16_attention": 3,
     "gpt2.modeling.losses": 3,
     "gpt2.modeling.linear_loss": 3,
     "gpt2.modeling.padded_head": 3,

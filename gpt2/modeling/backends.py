@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gpt2.errors import BackendError, did_you_mean
 from gpt2.modeling import flash
+from gpt2.modeling.bfloat16_attention import attend_in_blocks, suits_blocks
 from gpt2.modeling.dropout import dropout, is_cheap
 from gpt2.modeling.dropped_attention import attend_with_dropout
 from gpt2.modeling.masks import causal_visibility
@@ -91,8 +92,13 @@ def attend_sdpa(
 
     Its own ``is_causal`` is aligned to the start of the keys, which is right
     only where T = S; cached chunks get a mask that is aligned to the end. On a
-    CPU it has no kernel with dropout: there dropped_attention.py is used.
+    CPU it has no kernel with dropout, and a slow one for bfloat16: there
+    dropped_attention.py and bfloat16_attention.py are used.
     """
+    if q.dtype == torch.bfloat16 and suits_blocks(
+        q, k, v, mask=mask, causal=causal, dropout_p=dropout_p
+    ):
+        return attend_in_blocks(q, k, v, scale=scale)
     if is_cheap(q, dropout_p) and not (mask is not None and mask.requires_grad):
         return attend_with_dropout(
             q, k, v, mask=mask, scale=scale, causal=causal, dropout_p=dropout_p
