@@ -25,17 +25,17 @@ PROMPTS = ["one two three", "two"]
 USER = f"""
 import json, sys
 from gpt2 import GPT2Error, GPT2LMHeadModel, GPT2Tokenizer
-try:
-    where = json.loads(sys.argv[1])
-    variant = where.pop("variant", None)
-    tokenizer = GPT2Tokenizer.from_pretrained({NAME!r}, **where)
-    model = GPT2LMHeadModel.from_pretrained({NAME!r}, variant=variant, **where)
-except GPT2Error as error:
-    print(json.dumps({{"error": type(error).__name__, "message": str(error)}}))
-else:
-    inputs = tokenizer({PROMPTS!r}, padding=True, return_tensors="pt")
-    ids = model.generate(**inputs, max_new_tokens=6)
-    print(json.dumps({{"ids": ids.tolist(), "text": tokenizer.batch_decode(ids)}}))
+for where in json.loads(sys.argv[1]):
+    try:
+        variant = where.pop("variant", None)
+        tokenizer = GPT2Tokenizer.from_pretrained({NAME!r}, **where)
+        model = GPT2LMHeadModel.from_pretrained({NAME!r}, variant=variant, **where)
+    except GPT2Error as error:
+        print(json.dumps({{"error": type(error).__name__, "message": str(error)}}))
+    else:
+        inputs = tokenizer({PROMPTS!r}, padding=True, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=6)
+        print(json.dumps({{"ids": ids.tolist(), "text": tokenizer.batch_decode(ids)}}))
 """
 
 
@@ -51,10 +51,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def use(environment: dict[str, str], **arguments: object) -> dict[str, object]:
-    """Run the user's program; returns what it printed."""
+def use(environment: dict[str, str], *loads: dict[str, object]) -> list[dict[str, object]]:
+    """Run the user's program, which loads once with each of the arguments; what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", USER, json.dumps(arguments)],
+        [sys.executable, "-c", USER, json.dumps(loads)],
         env=environment,
         capture_output=True,
         text=True,
@@ -62,8 +62,7 @@ def use(environment: dict[str, str], **arguments: object) -> dict[str, object]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_online_then_offline_warm_then_offline_cold(checkpoint: Path, tmp_path: Path) -> None:
@@ -73,13 +72,12 @@ def test_online_then_offline_warm_then_offline_cold(checkpoint: Path, tmp_path: 
     expected = model.generate(**inputs, max_new_tokens=6)
 
     with HubServer({NAME: checkpoint}) as hub:
-        online = use(hub.environment(tmp_path / "home"))
+        (online,) = use(hub.environment(tmp_path / "home"), {})
         asked = len(hub.requests)
         offline = hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1")
-        warm = use(offline)
-        local_only = use(hub.environment(tmp_path / "home"), local_files_only=True)
+        warm, cold = use(offline, {}, {"cache_dir": str(tmp_path / "other")})
+        (local_only,) = use(hub.environment(tmp_path / "home"), {"local_files_only": True})
         assert len(hub.requests) == asked, "an offline run asked the hub"
-        cold = use(hub.environment(tmp_path / "other", HF_HUB_OFFLINE="1"))
 
     assert online["ids"] == expected.tolist()
     assert online["text"] == tokenizer.batch_decode(expected)
@@ -120,10 +118,12 @@ def test_revision_subfolder_and_variant_by_name(checkpoint: Path, tmp_path: Path
     with HubServer({NAME: first}) as hub:
         commit = hub.commit_of(NAME, "main")
         hub.push(NAME, second)
-        environment = hub.environment(tmp_path / "home")
-        old = use(environment, revision=commit, subfolder="inner", variant="fp16")
-        new = use(environment, subfolder="inner", variant="fp16")
-        absent = use(environment, subfolder="inner")
+        old, new, absent = use(
+            hub.environment(tmp_path / "home"),
+            {"revision": commit, "subfolder": "inner", "variant": "fp16"},
+            {"subfolder": "inner", "variant": "fp16"},
+            {"subfolder": "inner"},
+        )
 
     inputs = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     for result, directory in ((old, first), (new, second)):

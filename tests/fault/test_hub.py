@@ -46,6 +46,7 @@ class Loader:
     """A process that loads by name, as often as it is asked to."""
 
     def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(LOAD), NAME],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -78,12 +79,6 @@ class Loader:
     def load(self, cache: Path | None = None) -> tuple[str, Any]:
         self.ask(cache)
         return self.answer()
-
-
-def load(environment: dict[str, str]) -> tuple[str, Any]:
-    """What loading by name in a fresh process comes to."""
-    with Loader(environment) as loader:
-        return loader.load()
 
 
 @pytest.fixture(scope="module")
@@ -156,18 +151,20 @@ def test_row_25_a_refusal_says_what_to_do(
     assert loader.load(tmp_path)[0] == "loaded"
 
 
-def test_row_25_offline_with_a_warm_and_a_cold_cache(good: Path, tmp_path: Path) -> None:
-    with HubServer({NAME: good}) as hub:
-        environment = hub.environment(tmp_path / "home")
-        expected = load(environment)
-        assert expected[0] == "loaded"
-        asked = len(hub.requests)
-        with Loader(environment | {"HF_HUB_OFFLINE": "1"}) as offline:
-            assert offline.load() == expected
-            cold = offline.load(tmp_path / "elsewhere")
-        assert cold[0] == "HubError"
-        assert "Load it once with a connection" in cold[1]
-        assert len(hub.requests) == asked  # offline is offline
+def test_row_25_offline_with_a_warm_and_a_cold_cache(
+    served: tuple[HubServer, Loader], tmp_path: Path
+) -> None:
+    hub, loader = served
+    hub.faults = []
+    expected = loader.load()  # into the cache of its home
+    assert expected[0] == "loaded"
+    asked = len(hub.requests)
+    with Loader(loader.environment | {"HF_HUB_OFFLINE": "1"}) as offline:
+        assert offline.load() == expected
+        cold = offline.load(tmp_path / "elsewhere")
+    assert cold[0] == "HubError"
+    assert "Load it once with a connection" in cold[1]
+    assert len(hub.requests) == asked  # offline is offline
 
 
 def test_row_26_corruption_of_the_same_size_is_seen_by_the_hash(
@@ -202,14 +199,18 @@ def test_row_26_a_hostile_etag_writes_nothing_outside_the_cache(
     assert not outside
 
 
-def test_row_26_two_processes_download_at_once(good: Path, tmp_path: Path) -> None:
-    with HubServer({NAME: good}) as hub:
+def test_row_26_two_processes_download_at_once(
+    served: tuple[HubServer, Loader], tmp_path: Path
+) -> None:
+    hub, one = served
+    hub.faults = []
+    with Loader(one.environment) as other:
+        assert other.load(tmp_path / "first")[0] == "loaded"  # it has imported all that it needs
         hub.faults = [Fault(file="model.safetensors", method="GET", stall=0.5)]
-        environment = hub.environment(tmp_path)
-        with Loader(environment) as one, Loader(environment) as other:
-            one.ask()
-            other.ask()
-            results = [one.answer(), other.answer()]
+        one.ask(tmp_path / "cache")
+        other.ask(tmp_path / "cache")
+        results = [one.answer(), other.answer()]
+    hub.faults = []
     assert results[0] == results[1]
     assert results[0][0] == "loaded"
 
