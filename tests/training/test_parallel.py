@@ -122,7 +122,13 @@ def test_four_processes_along_one_dimension_give_the_same(at_four: Path) -> None
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same(tmp_path: Path) -> None:
     assert start(2, workers.compare_compiled, tmp_path) == [0, 0]
-    results = read(tmp_path / "compiled")
+    results = read(tmp_path / "compiled inductor")
+    assert len(results) == 2
+    check_modes(results)
+
+
+def test_blocks_trace_and_give_the_same(at_two: Path) -> None:
+    results = read(at_two / "compiled aot_eager")
     assert len(results) == 2
     check_modes(results)
 

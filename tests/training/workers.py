@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
@@ -192,13 +193,19 @@ def compare_modes(folder: Path, modes: list[Mode], name: str) -> None:
     leave(folder / name, results)
 
 
-def compare_compiled(folder: Path) -> None:
+def compare_compiled(folder: Path, backend: str = "inductor") -> None:
+    """Blocks compiled by torch's compiler, or traced with their gradients and run as they are."""
+    compile_ = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda block: compile_(block, backend=backend)  # type: ignore
     results = {}
     for mode in (DP2, TP2):
         mesh = mesh_of(mode)
         model = cut(tiny_model(**WORDS), mesh, compile=True, activation_checkpointing=True)
+        counters.clear()
         results[str(mode)] = loss_and_gradients(model, own_rows(rows(0), mesh), mesh)
-    leave(folder / "compiled", results)
+        assert counters["stats"]["unique_graphs"] > 0
+    torch.nn.Module.compile = compile_  # type: ignore[method-assign]
+    leave(folder / f"compiled {backend}", results)
 
 
 # ---------------------------------------------------------------- two processes
@@ -222,6 +229,7 @@ def everything_at_two(folder: Path, pretrained: Path) -> None:
             "refused": refusals(folder, pretrained),
         },
     )
+    compare_compiled(folder, "aot_eager")
 
 
 def train_and_save(folder: Path, mode: Mode, name: str) -> None:
