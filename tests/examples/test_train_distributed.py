@@ -8,19 +8,21 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from gpt2 import GPT2LMHeadModel, GPT2Tokenizer
 from tests.examples.scripts import EXAMPLES, run_here
+from tests.processes import forkserver, run_script
 
 SMALL = ("--batch-size", "4", "--width", "32", "--stories", "20", "--save-every", "2", "--fresh")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+SCRIPT = EXAMPLES / "train_distributed.py"
 
 
-def script(run: Path, *more: str) -> list[str]:
-    return [str(EXAMPLES / "train_distributed.py"), "--output", str(run), *SMALL, *more]
+def options(run: Path, *more: str) -> list[str]:
+    return ["--output", str(run), *SMALL, *more]
 
 
 def places(ranks: int) -> list[dict[str, str]]:
@@ -32,22 +34,20 @@ def places(ranks: int) -> list[dict[str, str]]:
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
-def start(place: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments], env={**os.environ, **place, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def said_by(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=150)
-    assert process.returncode == 0, err
-    return out
+def start(place: dict[str, str], run: Path, *more: str) -> tuple[BaseProcess, Path]:
+    """A process as torchrun would start it, and where it prints to."""
+    output = run.with_name(f"{run.name}-{time.monotonic_ns()}.txt")
+    arguments = (SCRIPT, options(run, *more), place, output)
+    process = forkserver().Process(target=run_script, args=arguments)
+    process.start()
+    return process, output
 
 
 def alone(run: Path, *more: str) -> str:
-    """One process without torchrun, which takes some seconds itself."""
-    return said_by(start(places(1)[0], *script(run, *more)))
+    process, output = start(places(1)[0], run, *more)
+    process.join(150)
+    assert process.exitcode == 0, output.read_text()
+    return output.read_text()
 
 
 def losses(run: Path) -> list[float]:
@@ -60,20 +60,26 @@ def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(
     """One process that nothing happens to; two, killed; two in tensor parallel; one again."""
     alone(tmp_path / "whole", "--steps", "12")
     run = tmp_path / "killed"
-    killed = [start(place, *script(run, "--steps", "12")) for place in places(2)]
+    killed = [start(place, run, "--steps", "12") for place in places(2)]
     until = time.monotonic() + 120
     while not (run / "checkpoint").exists() and time.monotonic() < until:
         time.sleep(0.01)
-    for process in killed:
+    for process, _ in killed:
         process.kill()
-    said, _ = [process.communicate()[0] for process in killed]
-    assert "2 processes on cpu (2 dp × 1 tp), float32" in said
+        process.join()
+    assert "2 processes on cpu (2 dp × 1 tp), float32" in killed[0][1].read_text()
     assert (run / "checkpoint").exists()
     assert not (run / "losses.jsonl").exists()  # it did not come to its end
 
-    said = said_by(start({}, *TORCHRUN, "2", *script(run, "--steps", "12", "--tp", "2")))
-    assert "2 processes on cpu (1 dp × 2 tp), float32" in said
-    assert "steps 1 to 12" not in said
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         str(SCRIPT), *options(run, "--steps", "12", "--tp", "2")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=150, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu (1 dp × 2 tp), float32" in done.stdout
+    assert "steps 1 to 12" not in done.stdout
     assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
     assert losses(run)[0] > 6.5  # the fresh weights know nothing: ln 1024 = 6.93
     model = GPT2LMHeadModel.from_pretrained(run / "model")
@@ -84,8 +90,8 @@ def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(
 
     for name, value in places(1)[0].items():
         monkeypatch.setenv(name, value)
-    _, *options = script(run, "--steps", "16", "--lr", "1", "--seed", "7")
-    done = run_here("train_distributed.py", *options)
+    changed = ("--steps", "16", "--lr", "1", "--seed", "7")
+    done = run_here("train_distributed.py", *options(run, *changed))
     assert done.returncode == 1
     assert "checkpoint was made with other settings (lr, seed); give those" in done.stderr
 
@@ -97,7 +103,6 @@ def test_what_does_not_divide_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         (("--tp", "3"), "--tp 3 does not divide the 1 processes"),
         (("--tp", "0"), "--tp 0 does not divide"),
     ):
-        _, *options = script(tmp_path, *wrong)
-        done = run_here("train_distributed.py", *options)
+        done = run_here("train_distributed.py", *options(tmp_path, *wrong))
         assert done.returncode == 1
         assert words in done.stderr
