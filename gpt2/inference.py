@@ -24,6 +24,8 @@ from gpt2.errors import ArgumentError, BackendError
 from gpt2.fieldchecks import check_choice
 from gpt2.modeling import flash
 from gpt2.modeling.activations import gelu_tanh, get_activation, unchanged
+from gpt2.modeling.attention import GPT2Attention
+from gpt2.modeling.backends import attend_sdpa, attend_sdpa_rounded
 from gpt2.modeling.linear import PackedEmbedding, PackedLinear, Storage
 from gpt2.modeling.mlp import GPT2MLP
 
@@ -102,6 +104,9 @@ def packed_copy(model: Model, weights: Storage, *, by_rows: bool) -> Model:
         memo[id(model.get_submodule(name))] = new  # so that no weight is copied in vain
     prepared = copy.deepcopy(model, memo)
     _arrange(prepared, compiled=False)
+    for module in prepared.modules() if weights != "float32" else ():
+        if isinstance(module, GPT2Attention) and module.attend is attend_sdpa:
+            module.attend = attend_sdpa_rounded
     vars(prepared)["packed"] = weights
     vars(prepared).pop("vocabulary_multiple", None)  # see GenerativeModel.pad_vocabulary
     return prepared.eval().requires_grad_(False)

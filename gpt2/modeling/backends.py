@@ -120,6 +120,22 @@ def attend_sdpa(
     )
 
 
+def attend_sdpa_rounded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None,
+    scale: float,
+    causal: bool,
+    dropout_p: float,
+) -> Tensor:
+    """attend_sdpa for packed weights: float32 that may be rounded to bfloat16, as c_proj does."""
+    if suits_blocks(q, k, v, mask=mask, causal=causal, dropout_p=dropout_p):
+        return attend_in_blocks(q, k, v, scale=scale)
+    return attend_sdpa(q, k, v, mask=mask, scale=scale, causal=causal, dropout_p=dropout_p)
+
+
 BACKENDS: dict[str, Attend] = {
     "eager": attend_eager,
     "sdpa": attend_sdpa,

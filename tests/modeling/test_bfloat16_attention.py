@@ -129,6 +129,32 @@ def test_a_prompt_in_bfloat16_uses_it_alone_and_behind_a_cache(
     assert (chunk - wanted[:, 100:]).abs().max() <= bound
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_prepared_model_uses_it_where_its_weights_are_narrow(
+    monkeypatch: pytest.MonkeyPatch, weights: Any, backend: str
+) -> None:
+    calls: list[torch.dtype] = []
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        calls.append(q.dtype)
+        return attend_in_blocks(q, k, v, scale=scale)
+
+    monkeypatch.setattr(backends, "attend_in_blocks", counted)
+    model = tiny_model(n_positions=200, attn_implementation=backend)
+    prepared = model.prepare_for_inference(weights=weights)
+    ids = torch.randint(0, 96, (2, 130), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, found = model(ids).logits, prepared(ids).logits
+        past = prepared(ids[:, :129]).past_key_values
+        step = prepared(ids[:, 129:], past_key_values=past).logits
+    used = weights != "float32" and backend == "sdpa"
+    assert calls == [torch.float32] * 4 * used
+    error = {"float32": 1e-6, "bfloat16": 2e-2, "int8": 5e-2}[weights]
+    assert (found - wanted).abs().max() <= error * wanted.abs().max()
+    assert (step[:, 0] - wanted[:, -1]).abs().max() <= error * wanted.abs().max()
+
+
 def test_training_keeps_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "attend_in_blocks", None)  # would not be callable
     q, k, v = (t.requires_grad_() for t in qkv(128, 128))
