@@ -149,7 +149,7 @@ class GenerativeModel(GPT2PreTrainedModel):
         with rows of zeros behind it, and so are the logits, where they are
         returned. lm_head is not called then, so it must be a plain nn.Linear:
         with hooks, adapters, quantized or tensor-parallel weights every forward
-        pass raises ArgumentError. It works with autocast, torch.compile, DDP and
+        pass raises ArgumentError. It works with autocast, torch.compile and
         parallelize(fully_shard=True). A copy by prepare_for_inference on the CPU
         is not padded, since its weights are in a layout of their own.
 

@@ -139,11 +139,14 @@ def test_arguments_that_contradict_each_other() -> None:
     "ignore:.*autograd.function.Function.* should not be instantiated",  # dynamo does that itself
     "ignore:`torch.jit.script:DeprecationWarning",
 )
-def test_it_compiles_whole() -> None:
+@pytest.mark.parametrize("dynamic", [None, True], ids=["shapes as they are", "dynamic"])
+def test_it_compiles_whole(dynamic: bool | None) -> None:
     model = tiny_model()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    loss = compiled(IDS, labels=LABELS, return_logits=False).loss
-    assert_close(loss, model(IDS, labels=LABELS).loss)
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for terms in ({}, {"label_smoothing": 0.2, "z_loss": 1e-2}):
+        loss = compiled(IDS, labels=LABELS, return_logits=False, **terms).loss
+        assert_close(loss, model(IDS, labels=LABELS, **terms).loss)
+    torch._dynamo.reset()
 
 
 MEMORY = """
