@@ -1,6 +1,7 @@
 """examples/finetune.py: what a kill leaves, and what goes on behind it.
 
-A run that nobody kills is run in the tests' own process.
+Runs whose losses must be the same to the last bit are processes of their own: where memory lies
+decides over the last bit. The others run in the tests' process.
 """
 
 from __future__ import annotations
@@ -46,13 +47,10 @@ def start(run: Path, data: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def run_through(run: Path, data: Path, *more: str) -> str:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in `start`: the losses must be the same to the last bit
-    done = run_here("finetune.py", *options(run, data, *more))
-    torch.set_num_threads(threads)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
 
 
 def losses(run: Path) -> list[dict[str, Any]]:
@@ -63,7 +61,7 @@ def losses(run: Path) -> list[dict[str, Any]]:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to."""
     run = tmp_path_factory.mktemp("whole")
-    assert "best held-out loss" in run_through(run, data)
+    assert "best held-out loss" in finish(start(run, data))
     return run
 
 
@@ -75,9 +73,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(whole: Path, data: Path, tmp_
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL  # it did not come to its end
-    process = start(tmp_path, data)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    finish(start(tmp_path, data))
     assert losses(tmp_path) == losses(whole)
     ours = GPT2LMHeadModel.from_pretrained(tmp_path / "best").state_dict()
     theirs = GPT2LMHeadModel.from_pretrained(whole / "best").state_dict()
@@ -92,7 +88,8 @@ def test_the_best_checkpoint_is_whole_and_learned(whole: Path) -> None:
 
 
 def test_micro_batches_add_up_to_the_batch(whole: Path, data: Path, tmp_path: Path) -> None:
-    run_through(tmp_path, data, "--micro-batches", "4", "--steps", "3")
+    done = run_here("finetune.py", *options(tmp_path, data, "--micro-batches", "4", "--steps", "3"))
+    assert done.returncode == 0, done.stderr
     # The first step's loss; later ones follow another schedule, as there are fewer steps.
     assert losses(tmp_path)[0]["loss"] == pytest.approx(losses(whole)[0]["loss"], rel=1e-6)
 

@@ -89,18 +89,6 @@ def test_a_new_repository_then_a_new_version(checkpoint: Path, tmp_path: Path) -
     assert (newer / "README.md").read_text() == "my own words"
 
 
-def test_a_tokenizer_alone(checkpoint: Path, tmp_path: Path) -> None:
-    with HubServer({}, uploads=tmp_path) as hub:
-        (answer,) = push(hub, tmp_path / "home", checkpoint, (NAME, {"tokenizer_alone": True}))
-        commit = hub.commit_of(NAME, "main") or ""
-        assert answer == {"url": f"{hub.url}/{NAME}/commit/{commit}"}
-        files = hub.directory_of(NAME, commit)
-        pushed = GPT2Tokenizer.from_pretrained(files)
-    assert hub.messages == ["Upload a GPT-2 tokenizer"]
-    assert not list(files.glob("*.safetensors"))
-    assert pushed("a hen") == GPT2Tokenizer.from_pretrained(checkpoint)("a hen")
-
-
 def check_card(card: str, parameters: int) -> None:
     _, header, text = card.split("---\n", 2)
     for line in ("library_name: transformers", "pipeline_tag: text-generation", "- gpt2"):
@@ -111,13 +99,13 @@ def check_card(card: str, parameters: int) -> None:
     assert f'tokenizer = GPT2Tokenizer.from_pretrained("{NAME}")' in text
 
 
-def test_refusals(checkpoint: Path, tmp_path: Path) -> None:
+def test_refusals_and_then_a_tokenizer_alone(checkpoint: Path, tmp_path: Path) -> None:
     with HubServer({}, uploads=tmp_path) as hub:
         hub.faults += [
             Fault(method="POST", file="/api/repos/create", status=400, times=1),
-            Fault(method="POST", file="*/commit/*", status=403),
+            Fault(method="POST", file="*/commit/*", status=403, times=1),
         ]
-        no_name, broken, forbidden, no_login = push(
+        no_name, broken, forbidden, no_login, alone = push(
             hub,
             tmp_path / "home",
             checkpoint,
@@ -125,7 +113,12 @@ def test_refusals(checkpoint: Path, tmp_path: Path) -> None:
             (NAME, {}),
             (NAME, {}),
             (NAME, {"token": False}),
+            (NAME, {"tokenizer_alone": True}),
         )
+        commit = hub.commit_of(NAME, "main") or ""
+        assert alone == {"url": f"{hub.url}/{NAME}/commit/{commit}"}
+        files = hub.directory_of(NAME, commit)
+        pushed = GPT2Tokenizer.from_pretrained(files)
     assert no_name["error"] == "ArgumentError"
     assert "repo_id is 'no/such/name'" in no_name["message"]
     for answer in (no_login, broken, forbidden):
@@ -134,3 +127,6 @@ def test_refusals(checkpoint: Path, tmp_path: Path) -> None:
     for answer in (no_login, forbidden):
         assert "hf auth login" in answer["message"]
     assert "BadRequest" in broken["message"]
+    assert hub.messages == ["Upload a GPT-2 tokenizer"]  # nothing that was refused left a commit
+    assert not list(files.glob("*.safetensors"))
+    assert pushed("a hen") == GPT2Tokenizer.from_pretrained(checkpoint)("a hen")
