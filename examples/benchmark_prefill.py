@@ -2,8 +2,9 @@
 
 transformers is timed as its own generate calls it (logits_to_keep=1), which is the same work as
 here, and the ratio and the goal are of that; and as its forward is by default, with the logits of
-all positions. Everybody builds a cache, as is everybody's default. Each row has a process of its
-own, and they take turns; figures are medians.
+all positions. Everybody builds a cache, as is everybody's default. Of this library there are the
+model in that dtype, and the one prepared for inference with such weights, which the goal is for.
+Each row has a process of its own, and they take turns; figures are medians.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ LENGTH = 1024
 PEER = "transformers"
 PEER_ALL = "transformers, all logits"
 PLAIN = "gpt2"
-NAMES = (PLAIN, PEER, PEER_ALL)
+PREPARED = "gpt2, prepared"
+NAMES = (PREPARED, PLAIN, PEER, PEER_ALL)
 
 
 def run(options: Options) -> None:
@@ -55,7 +57,11 @@ def run(options: Options) -> None:
 def make_row(name: str, directory: Path, dtype: torch.dtype, threads: int) -> Callable[[], Any]:
     """The pass of one row; made, and then called, in its own process."""
     torch.set_num_threads(threads)
-    model: Any = (load_ours if name == PLAIN else load_transformers)(directory, dtype=dtype)
+    if name == PREPARED:
+        storage: Any = str(dtype).removeprefix("torch.")
+        model: Any = load_ours(directory).prepare_for_inference(weights=storage)
+    else:
+        model = (load_ours if name == PLAIN else load_transformers)(directory, dtype=dtype)
     ids = torch.randint(model.config.vocab_size - 1, (1, LENGTH))
     settings = {} if name == PEER_ALL else {"logits_to_keep": 1}
 
@@ -69,7 +75,7 @@ def make_row(name: str, directory: Path, dtype: torch.dtype, threads: int) -> Ca
 def _one_dtype(directory: Path, dtype: torch.dtype, options: Options, goals: Goals) -> None:
     config = config_of(options.shape)
     names = options.chosen(
-        {name: name for name in NAMES if name == PLAIN or PEER in options.against}
+        {n: n for n in NAMES if n in (PREPARED, PLAIN) or PEER in options.against}
     )
     products = limits.Products(config, LENGTH, head_tokens=1, dtype=dtype)
     with workers(names, make_row, directory, dtype, options.threads) as rows:
@@ -82,9 +88,9 @@ def _one_dtype(directory: Path, dtype: torch.dtype, options: Options, goals: Goa
     name = str(dtype).removeprefix("torch.")
     print(f"\n{name}, 1×{LENGTH}, {options.rounds} rounds")
     print(f"the products alone: {alone:.3f} s, {products.flop / alone / limits.GIGA:.0f} GFLOP/s")
-    print(f"{'':30}{'s':>9}{'of limit':>10}{'gpt2/this':>12}")
+    print(f"{'':30}{'s':>9}{'of limit':>10}{'prepared/this':>15}{'gpt2/this':>12}")
     for row, time in taken.items():
-        of_peer = f"{taken[PLAIN] / time:12.2f}" if PLAIN in taken else ""
-        print(f"{row:30}{time:9.3f}{alone / time:10.2f}{of_peer}")
-    of_peer = ratio(taken.get(PLAIN), taken.get(PEER))
+        ratios = [f"{taken[n] / time:.2f}" if n in taken else "" for n in (PREPARED, PLAIN)]
+        print(f"{row:30}{time:9.3f}{alone / time:10.2f}{ratios[0]:>15}{ratios[1]:>12}")
+    of_peer = ratio(taken.get(PREPARED), taken.get(PEER))
     goals.add(f"prefill 1×{LENGTH}, {name}", of_peer, "<=", 0.85, f"x {PEER}")

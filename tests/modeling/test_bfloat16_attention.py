@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -153,6 +154,21 @@ def test_a_prepared_model_uses_it_where_its_weights_are_narrow(
     error = {"float32": 1e-6, "bfloat16": 2e-2, "int8": 5e-2}[weights]
     assert (found - wanted).abs().max() <= error * wanted.abs().max()
     assert (step[:, 0] - wanted[:, -1]).abs().max() <= error * wanted.abs().max()
+
+
+def test_the_room_is_used_again_in_every_mode_and_by_one_thread_alone() -> None:
+    small, large = qkv(128, 128), qkv(140, 200)
+    bfloat16_attention._held.__dict__.clear()
+    with torch.inference_mode():
+        first = attend_in_blocks(*small, scale=0.25)
+    assert torch.equal(attend_in_blocks(*small, scale=0.25), first)
+    held = bfloat16_attention._room(1)
+    attend_in_blocks(*large, scale=0.25)
+    assert torch.equal(attend_in_blocks(*small, scale=0.25), first)
+    assert len(bfloat16_attention._room(1)[0]) > len(held[0])
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(bfloat16_attention._room, 1).result()
+    assert other[0].data_ptr() != bfloat16_attention._room(1)[0].data_ptr()
 
 
 def test_training_keeps_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
