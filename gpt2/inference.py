@@ -107,7 +107,8 @@ def packed_copy(model: Model, weights: Storage, *, by_rows: bool) -> Model:
     for module in prepared.modules() if weights != "float32" else ():
         if isinstance(module, GPT2Attention) and module.attend is attend_sdpa:
             module.attend = attend_sdpa_rounded
-    vars(prepared)["packed"] = weights
+    core: Any = prepared.base_model
+    vars(prepared)["packed"] = vars(core)["packed"] = weights
     vars(prepared).pop("vocabulary_multiple", None)  # see GenerativeModel.pad_vocabulary
     return prepared.eval().requires_grad_(False)
 

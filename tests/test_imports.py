@@ -46,6 +46,7 @@ FLOORS = {
     "gpt2.modeling.segments": 3,
     "gpt2.modeling.flash": 3,
     "gpt2.modeling.linear": 3,
+    "gpt2.modeling.onednn": 3,
     "gpt2.modeling.compiled_block": 3,
     "gpt2.generation": 4,
     "gpt2.modeling": 5,

@@ -4,8 +4,8 @@ A token at a time, a product with a weight is as fast as the weight can be read
 from memory, so its size and its order there are what counts. All the products
 of a step of GPT-2, 124M, on 2 cores (AVX-512, about 31 GB/s), in ms for 1 and 8 rows:
 
-- float32 as it is, F.linear: 34 and 56. In oneDNN's blocked order: 21 and 23.
-- bfloat16, F.linear: 14 and 21. Blocked: 10 and 12.
+- float32, F.linear: 34 and 53; by oneDNN (onednn.py) 19 and 29, in its own order 20 and 24.
+- bfloat16, F.linear: 14 and 21; in oneDNN's order 10 and 12.
 - int8 with a scale per output, torch._weight_int8pack_mm with bfloat16 inputs: 7.9 and 24.
 - compiled, one row, as the reduction Σ w·x: float32 20, int8 6.4.
   F.linear itself gains nothing from the compiler.
@@ -14,9 +14,8 @@ torchao 0.18 in the same model, steps of one token: int8 weights 49 ms, compiled
 made int8 as well, compiled with frozen weights, 7.5; int8 here 11.8, compiled 6.7, without
 another dependency and with nothing to compile for each length of the cache.
 
-Where there are many rows, the products are bound by arithmetic. Blocked weights
-still save oneDNN the reordering at each call, and in float32 they are oneDNN's
-instead of MKL's (1024 rows: 1.21 s, not 1.58); int8 is written out as bfloat16.
+Where there are many rows, the products are bound by arithmetic, and int8 is
+written out as bfloat16.
 
 Shapes: see the legend in gpt2/modeling/transformer.py; here N outputs, K inputs.
 """
@@ -31,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.modeling import onednn
 from gpt2.modeling.activations import gelu_tanh
 
 Storage = Literal["float32", "bfloat16", "int8"]
@@ -53,32 +53,6 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = scale.masked_fill(scale == 0, 1)
     steps = (weight.float() / scale.float()[:, None]).round_().clamp_(-127, 127)
     return steps.to(torch.int8), scale
-
-
-def blocked(weight: Tensor) -> Tensor | None:
-    """A copy of ``weight`` (N, K) in the order of oneDNN's kernels, opaque to torch.
-
-    None where this machine has no such kernels for its dtype, or
-    torch.backends.mkldnn is switched off.
-    """
-    onednn = torch.backends.mkldnn
-    if not (onednn.is_available() and onednn.enabled):  # type: ignore[no-untyped-call]
-        return None
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    return torch.ops.mkldnn._reorder_linear_weight(weight)  # type: ignore[no-any-return]
-
-
-def blocked_product(weight: Tensor, bias: Tensor | None, x: Tensor, gelu: bool = False) -> Tensor:
-    """``x`` (…, K) -> x Wᵀ + b (…, N) in the weight's dtype, with a weight of `blocked`.
-
-    ``gelu``: gelu_tanh of it, computed on what the kernel still has in registers.
-    """
-    return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
-        x.to(weight.dtype), weight, bias, "gelu" if gelu else "none", [], "tanh" if gelu else ""
-    )
 
 
 def int8_product(weight: Tensor, scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -161,10 +135,10 @@ class PackedLinear(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         if self.blocked is not None and not (x.requires_grad and torch.is_grad_enabled()):
-            product: Any = blocked_product
+            product: Any = onednn.product
             if torch.compiler.is_compiling():  # a graph cannot hold an opaque tensor: it breaks
                 product = torch.compiler.disable(product)  # type: ignore[no-untyped-call]
-            return product(self.blocked, self.bias, x, self.gelu)  # type: ignore[no-any-return]
+            return product(x, self.blocked, self.bias, self.gelu)  # type: ignore[no-any-return]
         weight = self.rows()
         if self.scale is not None:
             y = int8_product(weight, self.scale, self.bias, x)
@@ -177,7 +151,7 @@ class PackedLinear(nn.Module):
 
     def _block(self) -> None:
         assert self.weight is not None
-        self.blocked = blocked(self.weight)
+        self.blocked = onednn.blocked(self.weight)
         if self.blocked is not None and not self.keep_rows:
             self.weight = None
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.errors import ArgumentError
+from gpt2.modeling import onednn
 
 #: from so many rows of input on the vocabulary is padded: backward has two more such products
 _FEWEST_ROWS = 256
@@ -30,9 +31,11 @@ _FEWEST_ROWS = 256
 
 def logits_of(head: nn.Module, x: Tensor, multiple: int | None) -> Tensor:
     """``head(x)``, (…, V), over a vocabulary padded to ``multiple``; see `padding_rows`."""
-    extra = padding_rows(head, x.shape[:-1].numel(), multiple)
+    # not counted where nobody asks: that would fix the sizes of an exported graph
+    extra = 0 if multiple is None else padding_rows(head, x.shape[:-1].numel(), multiple)
     if not extra:
-        logits: Tensor = head(x)
+        with onednn.products():
+            logits: Tensor = head(x)
         return logits
     weight = weight_of(head, x)
     # The copy of the logits, so that not even their strides show it.

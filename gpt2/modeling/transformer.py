@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ArgumentError, ArgumentTypeError
+from gpt2.modeling import onednn
 from gpt2.modeling.attention import GPT2Attention
 from gpt2.modeling.backends import TAKES_SEGMENTS
 from gpt2.modeling.cache import KVCache, as_cache
@@ -207,13 +209,16 @@ class GPT2Model(GPT2PreTrainedModel):
             step = one_token(self.h, x, place.visibility, cache)
             if step is not None:
                 x, blocks = step, []  # the same blocks, compiled
+        products = nullcontext if self.packed else onednn.products
+        cross = encoder_hidden_states, encoder
         for block, scale in blocks:
             if keep_states:
                 states.append(x.view(*shape, -1))
             run = block if recompute is None else partial(checkpoint, block, **recompute)
-            x, weights, cross_weights = run(  # by position: reentrant checkpoints take nothing else
-                x, place.visibility, cache, scale, encoder_hidden_states, encoder, keep_attentions
-            )
+            with products():  # arguments by position: reentrant checkpoints take nothing else
+                x, weights, cross_weights = run(
+                    x, place.visibility, cache, scale, *cross, keep_attentions
+                )
             attentions.append(weights)
             cross_attentions.append(cross_weights)
         x = self.ln_f(x).view(*shape, -1)  # (B, T, D), or with the caller's leading dimensions
