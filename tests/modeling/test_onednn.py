@@ -84,7 +84,8 @@ def test_what_is_not_its_own_is_torchs(
         tiny_model().bfloat16()(IDS)
         model.prepare_for_inference(weights="int8")(IDS)
         inputs = torch.randn(2, 3, 4, 32)
-        torch.func.vmap(lambda x: model(inputs_embeds=x, use_cache=False).logits)(inputs)
+        eager = tiny_model(attn_implementation="eager")
+        torch.func.vmap(lambda x: eager(inputs_embeds=x, use_cache=False).logits)(inputs)
         monkeypatch.setattr(onednn, "ON_CPU", False)
         model(IDS)
     assert taken == []
