@@ -40,14 +40,17 @@ _START = time.perf_counter()
 class Lora:
     """What ``--lora`` stands for in a task: adapters below 2 % of the parameters, head included.
 
-    ``targets`` are layers by commas, or all-linear. The learning rate is several times that of
-    whole weights.
+    ``targets`` are layers by commas, or all-linear. ``lr`` is that of each adapter's B, several
+    times that of whole weights; A and the head learn at ``lr / ratio``. Where a feature has yet
+    to be found, a head at a high rate changes sign before anything below can follow it, and so
+    does A before B (LoRA+, arXiv:2402.12354).
     """
 
     lr: float
     steps: int
     rank: int = 8
     targets: str = "c_attn"
+    ratio: float = 1.0
 
 
 def parse_options(
@@ -85,7 +88,7 @@ def parse_options(
         more(parser)
     options = parser.parse_args()
     if lora is not None and options.lora:
-        steps, lr = lora.steps, lora.lr
+        steps, lr, options.ratio = lora.steps, lora.lr, lora.ratio
     options.steps = options.steps or (3 if options.quick else steps)
     options.lr = lr if options.lr is None else options.lr
     options.batch_size = 4 if options.quick else batch_size
@@ -150,8 +153,8 @@ def train(
     """
     if getattr(options, "lora", False):
         adapt(model, options, head)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    groups = rates(model, options.lr, getattr(options, "ratio", 1.0))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01)
     steps, warmup = options.steps, max(1, options.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: min((done + 1) / warmup, (steps - done) / (steps - warmup + 1))
@@ -168,6 +171,15 @@ def train(
         optimizer.zero_grad()
         schedule.step()
         bar.show(number, loss.item(), right.float().mean().item())
+
+
+def rates(model: nn.Module, lr: float, ratio: float) -> list[dict[str, Any]]:
+    """What trains, as groups for the optimizer: the adapters' B at ``lr``, else ``lr / ratio``."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for name, p in trained if "lora_B" in name], "lr": lr},
+        {"params": [p for name, p in trained if "lora_B" not in name], "lr": lr / ratio},
+    ]
 
 
 def adapt(model: nn.Module, options: argparse.Namespace, head: str | None) -> None:

@@ -32,7 +32,9 @@ END = "<|endoftext|>"
 
 def main() -> None:
     options = parse_options(
-        __doc__, steps=400, lora=Lora(lr=1e-2, steps=1500, rank=2, targets="all-linear")
+        __doc__,
+        steps=400,
+        lora=Lora(lr=1e-2, steps=1200, rank=3, targets="c_attn,mlp.c_fc,mlp.c_proj", ratio=10),
     )
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT)
     model = GPT2LMHeadModel.from_pretrained(CHECKPOINT)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gpt2
+from gpt2.training.lora import LoraConfig, add_lora
 from tests.examples.scripts import EXAMPLES, run_here
 
 TASKS = EXAMPLES / "tasks"
@@ -135,6 +136,21 @@ def test_options_that_cannot_be_are_refused() -> None:
 
 
 # The parts ---------------------------------------------------------------------------
+
+
+def test_the_adapters_b_learns_faster_than_the_rest(modules: dict[str, ModuleType]) -> None:
+    model = gpt2.GPT2ForSequenceClassification.from_pretrained(CHECKPOINT)
+    before = modules["finetuning"].rates(model, 1e-3, 1.0)
+    assert [len(group["params"]) for group in before] == [0, len(list(model.parameters()))]
+    assert before[1]["lr"] == 1e-3
+    add_lora(model, LoraConfig(modules_to_save=["score"]))
+    fast, slow = modules["finetuning"].rates(model, 1e-2, 10.0)
+    assert (fast["lr"], slow["lr"]) == (1e-2, 1e-3)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all(names[id(p)].endswith("c_attn.lora_B.weight") for p in fast["params"])
+    ends = {names[id(p)].rpartition("c_attn.")[2] for p in slow["params"]}
+    assert ends == {"lora_A.weight", "score.weight"}
+    assert len(fast["params"]) == len(slow["params"]) - 1 == 4
 
 
 @pytest.fixture(scope="module")
