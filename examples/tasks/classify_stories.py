@@ -32,7 +32,7 @@ from gpt2 import GPT2ForSequenceClassification, GPT2Tokenizer
 
 
 def main() -> None:
-    # Topics are harder to reach: two of the nine take layers and steps that moods do not need.
+    # Two of the nine topics, water and storm, did not move with the moods' settings.
     of_topics = Lora(lr=1e-2, steps=1200, rank=3, targets="c_attn,mlp.c_fc,mlp.c_proj", ratio=10)
     options = parse_options(
         __doc__,

@@ -41,9 +41,8 @@ class Lora:
     """What ``--lora`` stands for in a task: adapters below 2 % of the parameters, head included.
 
     ``targets`` are layers by commas, or all-linear. ``lr`` is that of each adapter's B, several
-    times that of whole weights; A and the head learn at ``lr / ratio``. Where a feature has yet
-    to be found, a head at a high rate changes sign before anything below can follow it, and so
-    does A before B (LoRA+, arXiv:2402.12354).
+    times that of whole weights; A and the head learn at ``lr / ratio`` (as A does in LoRA+,
+    arXiv:2402.12354).
     """
 
     lr: float
