@@ -105,7 +105,8 @@ def test_eval_at_any_length(backend: str, mask: bool) -> None:
 @pytest.mark.parametrize("cls", HEADS)
 def test_training_at_any_length(cls: Any) -> None:
     """The gradients are eager's; one head's backward pass is traced as well."""
-    model = tiny_model(cls, num_labels=2, classifier_dropout=0.0).train()
+    layers = 2 if cls is GPT2LMHeadModel else 1  # the core is the same
+    model = tiny_model(cls, n_layer=layers, num_labels=2, classifier_dropout=0.0).train()
     function, counter = compiled(model, "aot_eager" if cls is GPT2LMHeadModel else "eager")
 
     def gradients(call: Any, ids: Tensor) -> list[Tensor]:
@@ -124,7 +125,7 @@ def test_training_at_any_length(cls: Any) -> None:
     for columns in (5, 8, 11):
         found = gradients(function, IDS[:, :columns])
         expected = gradients(model, IDS[:, :columns])
-        assert len(found) == len(expected) > 20
+        assert len(found) == len(expected) > 12 * layers  # the loss, and more than the blocks
         for mine, theirs in zip(found, expected, strict=True):
             assert_close(mine, theirs)
     assert counter.frame_count == 2
