@@ -554,9 +554,10 @@ def test_upcasting_leaves_half_precision_to_the_kernel(
     standins: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It keeps scores and softmax in float32 as it is, and takes no float32."""
-    monkeypatch.setattr(flash, "_DTYPES", (torch.float16, torch.bfloat16))
-    model = tiny_model(attn_implementation=FLASH, reorder_and_upcast_attn=True).bfloat16()
-    assert model(IDS, attention_mask=key_masks()["left"]).logits.dtype == torch.bfloat16
+    with monkeypatch.context() as patch:  # undone before what the stand-ins patch is undone
+        patch.setattr(flash, "_DTYPES", (torch.float16, torch.bfloat16))
+        model = tiny_model(attn_implementation=FLASH, reorder_and_upcast_attn=True).bfloat16()
+        assert model(IDS, attention_mask=key_masks()["left"]).logits.dtype == torch.bfloat16
     assert len(standins.calls) == 2
 
 
