@@ -34,7 +34,7 @@ from gpt2.errors import ArgumentError, TokenIdError
 model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1,
                                    bos_token_id=0, eos_token_id=None)).eval()
 ids = torch.tensor([[1, 2]])
-for method in ({}, {"do_sample": True}, {"num_beams": 2}, {"penalty_alpha": 0.5, "top_k": 4}):
+for method in ({}, {"do_sample": True}, {"num_beams": 2}, {"penalty_alpha": 0.1, "top_k": 4}):
     found = model.generate(ids, pushed_token_id=7, max_new_tokens=4, **method)
     assert found[0, 2:].tolist() == [7] * 4, (method, found)
 settings = GenerationConfig(pushed_token_id=7)
