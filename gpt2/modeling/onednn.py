@@ -95,15 +95,18 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     )
 
 
-def products() -> AbstractContextManager[object]:
-    """In this block, F.linear of float32 without gradients is oneDNN's.
+def products(x: Tensor) -> AbstractContextManager[object]:
+    """In this block, which computes on from ``x``, F.linear without gradients is oneDNN's.
 
-    Not in compiled graphs, under torch.func, or while a dispatch mode (a counter
-    of FLOPs, fake tensors) wants to see torch's own operators.
+    Where ``x`` is float32 on a CPU. Not in compiled graphs, under torch.func, or
+    while a dispatch mode (a counter of FLOPs, fake tensors) wants to see torch's
+    own operators.
     """
     if (
         torch.compiler.is_compiling()
         or not ON_CPU
+        or x.dtype != torch.float32
+        or x.device.type != "cpu"
         or torch.is_grad_enabled()
         or getattr(_state, "on", False)
         or torch._C._len_torch_dispatch_stack()

@@ -209,7 +209,7 @@ class GPT2Model(GPT2PreTrainedModel):
             step = one_token(self.h, x, place.visibility, cache)
             if step is not None:
                 x, blocks = step, []  # the same blocks, compiled
-        products = nullcontext if self.packed else onednn.products
+        products = nullcontext if self.packed else partial(onednn.products, x)
         cross = encoder_hidden_states, encoder
         for block, scale in blocks:
             if keep_states:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2 import GPT2ForSequenceClassification, GPT2Model
@@ -128,9 +129,16 @@ def test_it_ends_with_the_pass_whatever_happens(taken: list[torch.Size]) -> None
 
 def test_weights_that_are_no_rows_are_left_to_torch() -> None:
     x, weight = torch.randn(5, 8), torch.randn(8, 6).t()
-    with torch.no_grad(), onednn.products():
+    with torch.no_grad(), onednn.products(x):
         assert_close(F.linear(x, weight), x @ weight.t(), 1e-6)
         assert_close(F.linear(x[0], weight.contiguous()), x[0] @ weight.t(), 1e-6)
+
+
+def test_other_dtypes_and_devices_do_not_pay_for_it() -> None:
+    with torch.no_grad():
+        for x in (torch.ones(1), torch.ones(1).bfloat16(), torch.ones(1, device="meta")):
+            plain = x.dtype == torch.float32 and x.device.type == "cpu"
+            assert isinstance(onednn.products(x), TorchFunctionMode) == plain
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
