@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from gpt2.modeling import onednn
 from gpt2.modeling.inputs import IGNORE_INDEX
 from gpt2.modeling.losses import below_peak, loss_of_rows, summed_cross_entropy, to_gradient_
 from gpt2.modeling.padded_head import is_plain, padded, padding_rows, weight_of
@@ -97,31 +98,28 @@ def _computed(
     dw = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
     total = x.new_zeros((), dtype=torch.float32)
     start = 0
-    room: Tensor | None = None  # one for all chunks: fresh memory costs more than its numbers
-    for piece, target in zip(*_pieces(x, targets, len(weight)), strict=True):
-        counts = (target != IGNORE_INDEX)[:, None]
-        target = target.clamp(min=0)[:, None]
-        if weight.dtype != torch.float32 or torch.compiler.is_compiling():
+    with onednn.products(x)():
+        for piece, target in zip(*_pieces(x, targets, len(weight)), strict=True):
+            counts = (target != IGNORE_INDEX)[:, None]
+            target = target.clamp(min=0)[:, None]
             g = F.linear(piece, weight).float()  # (n, V), the logits so far
-        else:
-            room = x.new_empty(len(piece), len(weight)) if room is None else room
-            g = torch.mm(piece, weight.t(), out=room[: len(piece)])
-        real = g[:, :columns]
-        peak = real.amax(-1, keepdim=True)
-        gap = below_peak(real, target, peak, smoothing)
-        real.sub_(peak).exp_()
-        log_sum = real.sum(-1, keepdim=True).log()
-        total += torch.where(counts, loss_of_rows(gap, peak, log_sum, z_loss), 0.0).sum()
-        if dx is not None or dw is not None:
-            to_gradient_(real, target, counts.float(), peak, log_sum, smoothing, z_loss)
-            g = g.to(weight.dtype)
-        if dx is not None:
-            torch.mm(g, weight, out=dx[start : start + len(piece)])
-        if dw is not None and weight.dtype == torch.float32:
-            dw.addmm_(g.t(), piece)
-        elif dw is not None:
-            dw += g.t() @ piece
-        start += len(piece)
+            real = g[:, :columns]
+            peak = real.amax(-1, keepdim=True)
+            gap = below_peak(real, target, peak, smoothing)
+            real.sub_(peak).exp_()
+            log_sum = real.sum(-1, keepdim=True).log()
+            total += torch.where(counts, loss_of_rows(gap, peak, log_sum, z_loss), 0.0).sum()
+            if dx is not None or dw is not None:
+                to_gradient_(real, target, counts.float(), peak, log_sum, smoothing, z_loss)
+                g = g.to(weight.dtype)
+            if dx is not None:
+                torch.mm(g, weight, out=dx[start : start + len(piece)])
+            if dw is not None and weight.dtype == torch.float32:
+                dw.addmm_(g.t(), piece)
+            elif dw is not None:
+                dw += g.t() @ piece
+            start += len(piece)
+            del g, real  # before the next chunk has its own
     return total, dx, dw if dw is None else dw[:columns]
 
 

@@ -34,7 +34,7 @@ def logits_of(head: nn.Module, x: Tensor, multiple: int | None) -> Tensor:
     # not counted where nobody asks: that would fix the sizes of an exported graph
     extra = 0 if multiple is None else padding_rows(head, x.shape[:-1].numel(), multiple)
     if not extra:
-        with onednn.products(x):
+        with onednn.products(x)():
             logits: Tensor = head(x)
         return logits
     weight = weight_of(head, x)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -209,16 +209,18 @@ class GPT2Model(GPT2PreTrainedModel):
             step = one_token(self.h, x, place.visibility, cache)
             if step is not None:
                 x, blocks = step, []  # the same blocks, compiled
-        products = nullcontext if self.packed else partial(onednn.products, x)
+        products = nullcontext if self.packed else onednn.products(x)
         cross = encoder_hidden_states, encoder
         for block, scale in blocks:
             if keep_states:
                 states.append(x.view(*shape, -1))
-            run = block if recompute is None else partial(checkpoint, block, **recompute)
-            with products():  # arguments by position: reentrant checkpoints take nothing else
-                x, weights, cross_weights = run(
-                    x, place.visibility, cache, scale, *cross, keep_attentions
-                )
+            run = partial(_run, products, block)  # what is computed again is, in the same context
+            if recompute is not None:
+                run = partial(checkpoint, run, **recompute)
+            # arguments by position: reentrant checkpoints take nothing else
+            x, weights, cross_weights = run(
+                x, place.visibility, cache, scale, *cross, keep_attentions
+            )
             attentions.append(weights)
             cross_attentions.append(cross_weights)
         x = self.ln_f(x).view(*shape, -1)  # (B, T, D), or with the caller's leading dimensions
@@ -356,3 +358,10 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
 
 def _choose(argument: bool | None, default: bool) -> bool:
     return default if argument is None else argument
+
+
+def _run(
+    context: Callable[[], AbstractContextManager[object]], block: nn.Module, *arguments: Any
+) -> Any:
+    with context():
+        return block(*arguments)

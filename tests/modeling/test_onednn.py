@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2 import GPT2ForSequenceClassification, GPT2Model
@@ -34,9 +36,16 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return shapes
 
 
+def by_torch(model: nn.Module, *arguments: Any, **settings: Any) -> Any:
+    """What the model gives with torch's own products."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "ON_CPU", False)
+        return model(*arguments, **settings)
+
+
 def test_without_gradients_every_product_is_onednns(taken: list[torch.Size]) -> None:
     model = tiny_model()
-    wanted = model(IDS).logits  # with gradients: torch's
+    wanted = by_torch(model, IDS).logits
     assert taken == []
     with torch.no_grad():
         found = model(IDS).logits
@@ -55,7 +64,7 @@ def test_without_gradients_every_product_is_onednns(taken: list[torch.Size]) -> 
 @pytest.mark.parametrize("cls", [GPT2Model, GPT2ForSequenceClassification])
 def test_in_every_class(cls: Any, taken: list[torch.Size]) -> None:
     model = tiny_model(cls, pad_token_id=95)
-    wanted = model(IDS)[0]
+    wanted = by_torch(model, IDS)[0]
     with torch.no_grad():
         assert_close(model(IDS)[0], wanted, 1e-6)
     assert len(taken) >= LINEARS
@@ -68,7 +77,7 @@ def test_an_adapter_is_applied_as_ever(taken: list[torch.Size]) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    wanted = model(IDS).logits
+    wanted = by_torch(model, IDS).logits
     with torch.no_grad():
         assert_close(model(IDS).logits, wanted, 1e-5)
     assert len(taken) == 3 * LINEARS + 1
@@ -90,6 +99,134 @@ def test_what_is_not_its_own_is_torchs(
         monkeypatch.setattr(onednn, "ON_CPU", False)
         model(IDS)
     assert taken == []
+
+
+def gradients(model: nn.Module, **settings: Any) -> dict[str, Tensor]:
+    """The gradient of every parameter that has one, after a step's backward pass."""
+    model.zero_grad()
+    torch.manual_seed(5)  # of dropout
+    model(IDS, labels=IDS, **settings).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+RECOMPUTED = (None, {"use_reentrant": False}, {"use_reentrant": True})
+
+
+@pytest.mark.parametrize("return_logits", [True, False])
+@pytest.mark.parametrize("checkpointing", RECOMPUTED)
+def test_gradients_are_the_same(
+    return_logits: bool, checkpointing: Any, taken: list[torch.Size]
+) -> None:
+    model = tiny_model(resid_pdrop=0.1).train()
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable(checkpointing)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "ON_CPU", False)
+        wanted = gradients(model, return_logits=return_logits)
+    assert taken == []
+    found = gradients(model, return_logits=return_logits)
+    # forward, once more where blocks are computed again, and dx; in the chunked loss the head's dx
+    # is torch's
+    passes = 2 if checkpointing is None else 3
+    assert len(taken) == passes * LINEARS + (2 if return_logits else 1)
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        assert_close(gradient, wanted[name], 1e-6, what=name)
+
+
+def test_what_is_frozen_has_no_gradient_and_keeps_nothing(taken: list[torch.Size]) -> None:
+    model = tiny_model()
+    add_lora(model, LoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "ON_CPU", False)
+        wanted = gradients(model)
+    found = gradients(model)
+    assert len(taken) > 3 * LINEARS
+    assert found.keys() == wanted.keys() == {n for n in wanted if "lora_" in n}
+    for name, gradient in found.items():
+        assert_close(gradient, wanted[name], 1e-5, what=name)
+
+
+def saved(of: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> list[torch.Size]:
+    """The shapes of what a product keeps for its backward pass, of two dimensions each."""
+    shapes: list[torch.Size] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        shapes.append(torch.Size(sorted(tensor.flatten(0, -2).shape)))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        of(x, weight)
+    return sorted(shapes)
+
+
+@pytest.mark.parametrize("learns", [(True, True), (True, False), (False, True)])
+def test_no_more_is_kept_than_torch_keeps(learns: tuple[bool, bool]) -> None:
+    x = torch.randn(2, 5, 8, requires_grad=learns[0])
+    weight = torch.randn(6, 8, requires_grad=learns[1])
+    wanted = saved(F.linear, x, weight)
+    with onednn.products(x)():
+        assert saved(F.linear, x, weight) == wanted
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 1, 3, 8)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_gradients_of_a_product(shape: tuple[int, ...], biased: bool) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape), torch.randn(6, 8), torch.randn(6)][: 2 + biased]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    x = leaves[0]
+    results = []
+    for context in (nullcontext, onednn.products(x)):
+        with context():
+            y = F.linear(*leaves)
+        # of the sum the gradient is one number, expanded: the strides that kernels stumble over
+        of_sum = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        y = context_product(context, leaves)
+        batched = torch.autograd.grad(
+            y, leaves, torch.stack([torch.ones_like(y), y.detach()]), is_grads_batched=True
+        )
+        results.append([*of_sum, *first, *second, *batched])
+    for found, wanted in zip(results[1], results[0], strict=True):
+        assert_close(found, wanted, 1e-6)
+
+
+def context_product(context: Callable[[], Any], leaves: list[Tensor]) -> Tensor:
+    with context():
+        return F.linear(*leaves)
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(ids, check_inputs=False).logits
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_forward_mode_and_traces_are_torchs(taken: list[torch.Size]) -> None:
+    model = tiny_model(attn_implementation="eager", use_cache=False)
+    x, direction = torch.randn(2, 1, 4, 32).unbind()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, direction)
+        tangent = forward_ad.unpack_dual(model(inputs_embeds=dual).logits).tangent
+    step = 1e-3
+    up, down = (by_torch(model, inputs_embeds=x + s * direction).logits for s in (step, -step))
+    assert_close(tangent, (up - down) / (2 * step), 1e-2)
+    traced = torch.jit.trace(_Logits(model), IDS, check_trace=False)
+    assert_close(traced(IDS), by_torch(model, IDS).logits, 1e-6)
+    assert taken == []
+    assert "PythonOp" not in str(traced.graph)
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # torch's, of flags()
@@ -129,7 +266,7 @@ def test_it_ends_with_the_pass_whatever_happens(taken: list[torch.Size]) -> None
 
 def test_weights_that_are_no_rows_are_left_to_torch() -> None:
     x, weight = torch.randn(5, 8), torch.randn(8, 6).t()
-    with torch.no_grad(), onednn.products(x):
+    with torch.no_grad(), onednn.products(x)():
         assert_close(F.linear(x, weight), x @ weight.t(), 1e-6)
         assert_close(F.linear(x[0], weight.contiguous()), x[0] @ weight.t(), 1e-6)
 
@@ -138,7 +275,7 @@ def test_other_dtypes_and_devices_do_not_pay_for_it() -> None:
     with torch.no_grad():
         for x in (torch.ones(1), torch.ones(1).bfloat16(), torch.ones(1, device="meta")):
             plain = x.dtype == torch.float32 and x.device.type == "cpu"
-            assert isinstance(onednn.products(x), TorchFunctionMode) == plain
+            assert (onednn.products(x) is onednn.Products) == plain
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
