@@ -64,6 +64,12 @@ def read_config(
     return config, notes
 
 
+def ties_embeddings(weights: WeightFiles) -> bool:
+    """Whether config.json makes the head over the vocabulary and the token embedding one tensor."""
+    path = weights.repository.find(CONFIG_NAME)
+    return path is not None and read_json_object(path).get("tie_word_embeddings", True) is True
+
+
 def _derived(weights: WeightFiles, overrides: Mapping[str, Any]) -> tuple[GPT2Config, list[str]]:
     try:
         sources = weights.sources

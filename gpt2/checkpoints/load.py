@@ -118,7 +118,11 @@ class TensorReader:
                 self._settled.add(twin)
                 yield twin, self._finished(twin, piece, stored, own, device, None)
                 del stored
-        yield from self._read_all(device)
+        for name, tensor in self._read_all(device):
+            yield name, tensor
+            for untied, twin in self.report.copied.items():
+                if twin == name:
+                    yield untied, tensor.clone()
         for name, value in self.report.filled.items():
             shape = self._match.expected[name]
             yield name, torch.full(shape, value, dtype=self.report.dtype, device=device)

@@ -30,6 +30,8 @@ class Rules:
     tied: Mapping[str, str] = field(default_factory=dict)
     """Name -> the name it shares its tensor with. It may be missing; if stored, it must equal its
     twin (or stands in for it); it is never returned."""
+    copied: Mapping[str, str] = field(default_factory=dict)
+    """Name -> the name whose tensor it begins as a copy of, where it is missing."""
     may_initialize: Sequence[str] = ()
     """Patterns (``fnmatch``) of names that may be missing."""
     may_drop: Sequence[str] = ()
@@ -158,10 +160,15 @@ class Match:
                 continue
             if name in self.rules.tied or name in self.report.filled:
                 continue
+            if self.rules.copied.get(name) in self.found:
+                self.report.copied[name] = self.rules.copied[name]
+                continue
             if matches(name, self.rules.may_initialize):
                 self.report.missing_keys.append(name)
             else:
                 missing.append(f"{name!r} {sized(shape)}")
+        for name, twin in self.report.copied.items():
+            self._add_records([name], "copied", f"the checkpoint has it tied to {twin}")
         self._add_records(self.report.missing_keys, "newly initialised", "nothing is stored for it")
         advice = "the checkpoint is incomplete, or of another architecture or head"
         if missing:

@@ -27,7 +27,7 @@ class TensorRecord:
     """Ours; None where the model gets nothing from it."""
     action: str
     """"as it is", "transposed", "fused, part 1 of 3", "first 2 rows cut", "tied", "ignored",
-    "left out", "filled", "newly initialised", "unexpected" or "misfit"."""
+    "left out", "filled", "copied", "newly initialised", "unexpected" or "misfit"."""
     why: str = ""
 
     def __str__(self) -> str:
@@ -57,6 +57,8 @@ class LoadReport:
     """Stored names of buffers of old versions, which hold no weights."""
     tied: dict[str, str] = field(default_factory=dict)
     """Name that is stored once -> the name it is stored under, as far as the file had the first."""
+    copied: dict[str, str] = field(default_factory=dict)
+    """Name that is not stored -> the name it begins as a copy of: untied from a tied checkpoint."""
     filled: dict[str, float] = field(default_factory=dict)
     """Name -> the value of all its entries, where the checkpoint's kind of model has no such
     tensor: 0 for the biases of a model without any."""
@@ -104,6 +106,8 @@ class LoadReport:
                 parts.append(f"{what}: {some(names)}")
         if self.filled:
             parts.append(f"filled in {len(self.filled)} tensors that its model does without")
+        if self.copied:
+            parts.append(f"untied, at first a copy: {some(list(self.copied))}")
         if self.ignored:
             parts.append(f"ignored {len(self.ignored)} mask buffers of an old version")
         return "; ".join([*parts, *self.notes])

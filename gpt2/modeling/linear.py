@@ -74,7 +74,7 @@ def reduced_product(weight: Tensor, scale: Tensor | None, bias: Tensor | None, x
     of 8.7 with int8, 10.1 instead of 11.5 with bfloat16, 15.5 instead of 17.4 with
     float32 (2, 3 and 6 parts: between the two, or the same).
     """
-    parts = weight.split(max(1, len(weight) // 4))  # a fifth where 4 does not divide N
+    parts = torch.split(weight, max(1, len(weight) // 4))  # a fifth where 4 does not divide N
     y = torch.cat([(part.float() * x).sum(-1) for part in parts])
     y = y if scale is None else y * scale.float()
     return y if bias is None else y + bias

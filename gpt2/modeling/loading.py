@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self, overload
 import torch
 from torch import Tensor, nn
 
-from gpt2.checkpoints.configs import read_config
+from gpt2.checkpoints.configs import read_config, ties_embeddings
 from gpt2.checkpoints.load import Dtype, load_tensors
 from gpt2.checkpoints.match import Rules
 from gpt2.checkpoints.packed import is_packed, read_packed
@@ -141,7 +141,8 @@ class Loadable(Trainable):
         ``activation_function=...`` overrides it. A vocabulary that is padded (to 50304) is kept.
 
         ``config``: a config, or where to read one, in place of the
-        repository's. ``overrides``: config fields (``n_positions=512`` …).
+        repository's. ``overrides``: config fields (``n_positions=512`` …); with
+        ``tie_word_embeddings=False`` the head of a tied checkpoint begins as a copy.
         ``dtype`` (documented also as ``torch_dtype``): a torch dtype, its name,
         or "auto" (as stored); float32 unless told. ``device``, or
         ``device_map`` for those used to it: one device, or "auto" (the best one).
@@ -185,13 +186,14 @@ class Loadable(Trainable):
             if attn_implementation is not None:
                 chosen.attn_implementation = attn_implementation
             model = cls.from_config(chosen, device="meta")
-            rules = model.loading_rules(ignore_mismatched_sizes, allow_missing, allow_unexpected)
+            lenience = ignore_mismatched_sizes, allow_missing, allow_unexpected
             if state_dict is None and is_packed(chosen):
+                rules = model.loading_rules(*lenience)
                 model, report = model._packed(weights, rules, wanted_dtype, wanted_device)
             else:
                 report = model._take(
                     weights if state_dict is None else state_dict,
-                    rules,
+                    model.loading_rules(*lenience, weights if state_dict is None else None),
                     wanted_dtype,
                     wanted_device,
                     notes,
@@ -250,7 +252,9 @@ class Loadable(Trainable):
         ) as weights:
             return self._take(
                 weights,
-                self.loading_rules(ignore_mismatched_sizes, allow_missing, allow_unexpected),
+                self.loading_rules(
+                    ignore_mismatched_sizes, allow_missing, allow_unexpected, weights
+                ),
                 parameter.dtype if dtype is None else chosen_dtype(dtype, None),
                 chosen_device(device, None),
             )
@@ -282,10 +286,19 @@ class Loadable(Trainable):
         ignore_mismatched_sizes: bool = False,
         allow_missing: Sequence[str] = (),
         allow_unexpected: Sequence[str] = (),
+        weights: WeightFiles | None = None,
     ) -> Rules:
-        """What a checkpoint of this model may lack or have besides, and what is tied."""
+        """What a checkpoint of this model may lack or have besides, and what is tied.
+
+        Where the checkpoint of ``weights`` is tied and the model is not, its head begins as the
+        copy that the checkpoint leaves out.
+        """
+        tied = copied = self.tied_weights if self.config.tie_word_embeddings else {}
+        if self.tied_weights and not tied and weights is not None and ties_embeddings(weights):
+            copied = self.tied_weights
         return Rules(
-            tied=self.tied_weights if self.config.tie_word_embeddings else {},
+            tied=tied,
+            copied=copied,
             may_initialize=(*self.may_initialize, *_patterns("allow_missing", allow_missing)),
             may_drop=(*self.may_drop, *_patterns("allow_unexpected", allow_unexpected)),
             ignore_mismatched_sizes=ignore_mismatched_sizes,

@@ -114,7 +114,8 @@ def _open(
     """The files of a checkpoint, and what reads them in the model's names."""
     repository, file = open_checkpoint(name_or_path, **where)
     weights = WeightFiles(repository, variant=variant, file=file)
-    match = Match(weights.sources, model.expected_shapes(), model.loading_rules())
+    rules = model.loading_rules(weights=weights)
+    match = Match(weights.sources, model.expected_shapes(), rules)
     return weights, TensorReader(weights.sources, match, repr(repository.name))
 
 

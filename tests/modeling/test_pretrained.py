@@ -90,6 +90,33 @@ def test_core_and_head_load_each_others_checkpoints(saved: Path, tmp_path: Path)
     )
 
 
+def test_a_tied_checkpoint_loads_untied(saved: Path) -> None:
+    model, report = GPT2LMHeadModel.from_pretrained(
+        saved, tie_word_embeddings=False, return_report=True
+    )
+    head, table = model.lm_head.weight, model.transformer.wte.weight
+    assert torch.equal(head, table)
+    assert head.data_ptr() != table.data_ptr()
+    assert report.copied == {"lm_head.weight": "transformer.wte.weight"}
+    assert report.missing_keys == []
+    assert "nothing stored -> lm_head.weight: copied" in str(report)
+    assert torch.equal(model(IDS).logits, LOGITS)
+    with torch.no_grad():
+        head.zero_()
+    assert table.abs().max() > 0
+    again = tiny_model(seed=7, tie_word_embeddings=False)
+    again.load_weights(saved)
+    assert torch.equal(again(IDS).logits, LOGITS)
+    again.save_pretrained(saved / "untied")  # and what is saved now has both
+    assert torch.equal(load(saved / "untied")(IDS).logits, LOGITS)
+
+
+def test_an_untied_checkpoint_without_its_head_is_refused(saved: Path) -> None:
+    edit_json(saved / "config.json", lambda content: content.update(tie_word_embeddings=False))
+    with pytest.raises(StateDictError, match=r"missing \(1\): 'lm_head\.weight'"):
+        load(saved)
+
+
 def test_a_loaded_model_is_ready_to_use(saved: Path) -> None:
     model = load(saved)
     assert not model.training
