@@ -46,7 +46,7 @@ def prepare_for_inference(
     device = next(model.parameters()).device
     if device.type not in ("cpu", "cuda"):
         raise BackendError(f"prepare_for_inference knows CPU and CUDA; the model is on {device}")
-    _refuse_changed_linears(model)
+    _refuse_changed_layers(model)
     if device.type == "cuda":
         return _for_cuda(model, weights, compile)
     if compile:
@@ -133,9 +133,10 @@ def _arrange(prepared: nn.Module, *, compiled: bool) -> None:
             c_fc.gelu, module.act = fused, unchanged if fused else activation
 
 
-def _refuse_changed_linears(model: nn.Module) -> None:
+def _refuse_changed_layers(model: nn.Module) -> None:
+    plain = nn.Linear, nn.Embedding
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        if isinstance(module, plain) and type(module) not in plain:
             raise ArgumentError(
                 f"{name} is a {type(module).__name__}, which cannot be packed; merge adapters, or "
                 "remove what has replaced the layer, before prepare_for_inference"

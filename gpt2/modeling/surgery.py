@@ -37,6 +37,17 @@ class Surgery(nn.Module):
                 f"{self.packed} ones; change the original and prepare it again"
             )
 
+    def _refuse_if_added_to(self, method: str, layers: Mapping[str, nn.Module | None]) -> None:
+        """Refuse to change the shape of layers with more parameters than their own: adapters."""
+        for name, layer in layers.items():
+            for added, _ in [] if layer is None else layer.named_parameters():
+                if added not in ("weight", "bias"):
+                    raise ArgumentError(
+                        f"{method} changes the shape of {name}, which is a {type(layer).__name__} "
+                        f"whose {added} would keep its own; merge adapters (merge_lora, "
+                        "drop_lora), or remove what has been added to the layer"
+                    )
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding, ``wte``."""
         core = getattr(self, "transformer", self)
@@ -125,10 +136,10 @@ class Surgery(nn.Module):
         with ``mean_resizing=False``. ``pad_to_multiple_of`` rounds the number
         up. The parameters are new: make the optimizer afterwards.
 
-        Raises ArgumentError for numbers below 1.
+        Raises ArgumentError for numbers below 1, and where wte or the head has an adapter.
         """
         self._refuse_if_packed("resize_token_embeddings")
-        table = self.get_input_embeddings()
+        table, head = self.get_input_embeddings(), self.get_output_embeddings()
         assert isinstance(table, nn.Embedding)
         rows = table.num_embeddings if new_num_tokens is None else new_num_tokens
         check_whole(ArgumentError, "new_num_tokens", rows, 1)
@@ -137,13 +148,13 @@ class Surgery(nn.Module):
             rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         if rows == table.num_embeddings:
             return table
+        self._refuse_if_added_to("resize_token_embeddings", {"wte": table, "lm_head": head})
 
         def resized(old: Tensor) -> nn.Parameter:
             std = self.config.initializer_range
             new = resized_rows(old, rows, mean_resizing=mean_resizing, std=std)
             return nn.Parameter(new, requires_grad=old.requires_grad)
 
-        head = self.get_output_embeddings()
         if isinstance(head, nn.Linear):
             if head.weight is not table.weight:  # a tied one follows the table below
                 head.weight = resized(head.weight)
@@ -173,8 +184,8 @@ class Surgery(nn.Module):
         ``config.n_positions`` follows. The parameter is new: make the optimizer
         afterwards.
 
-        Raises ArgumentError for numbers below 1, for an unknown mode, and for
-        "truncate" to more positions.
+        Raises ArgumentError for numbers below 1, for an unknown mode, for
+        "truncate" to more positions, and where wpe has an adapter.
         """
         self._refuse_if_packed("resize_position_embeddings")
         table = self.get_position_embeddings()
@@ -189,6 +200,7 @@ class Surgery(nn.Module):
             )
         if rows == len(old):
             return table
+        self._refuse_if_added_to("resize_position_embeddings", {"wpe": table})
         new = old[:rows].clone() if mode == "truncate" else interpolated_rows(old, rows)
         table.weight = nn.Parameter(new.detach(), requires_grad=old.requires_grad)
         table.num_embeddings = rows
@@ -203,7 +215,7 @@ class Surgery(nn.Module):
         loads a pruned model in its 4.x releases only.)
 
         Raises ConfigError for layers and heads that are not there, and for the
-        last head of a layer.
+        last head of a layer; ArgumentError where a layer's c_attn or c_proj has an adapter.
         """
         self._refuse_if_packed("prune_heads")
         gone = self.config.pruned_heads
@@ -211,10 +223,17 @@ class Surgery(nn.Module):
             layer: sorted({*gone.get(layer, []), *heads}) for layer, heads in heads_to_prune.items()
         }
         after = self.config.replaced(pruned_heads={**gone, **wanted})  # checks the numbers
-        for attention in self.modules():
-            if isinstance(attention, GPT2Attention) and not attention.is_cross_attention:
-                before = gone.get(attention.layer_idx, [])
-                prune_attention(attention, wanted.get(attention.layer_idx, before), before)
+        attentions = {
+            module.layer_idx: module
+            for module in self.modules()
+            if isinstance(module, GPT2Attention) and not module.is_cross_attention
+        }
+        for layer in wanted:
+            projections = attentions[layer].c_attn, attentions[layer].c_proj
+            names = (f"h.{layer}.attn.c_attn", f"h.{layer}.attn.c_proj")
+            self._refuse_if_added_to("prune_heads", dict(zip(names, projections, strict=True)))
+        for layer, heads in wanted.items():
+            prune_attention(attentions[layer], heads, gone.get(layer, []))
         self.config.pruned_heads = after.pruned_heads
 
 

@@ -2,6 +2,8 @@
 
 They go to and fro between this library and ``peft``, on transformers' GPT-2
 as well as on ours: A and B have one orientation whatever that of the weight is.
+Where lm_head is adapted, and where it is told to, peft writes weights of the base
+model too; they are compared with the model's, and never loaded.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from gpt2.modeling.pretrained import GPT2PreTrainedModel
 from gpt2.storage.atomic import staged_directory
 from gpt2.storage.hub import open_repository
 from gpt2.storage.jsonfiles import read_json_object, write_json
-from gpt2.training.lora import LoraConfig, LoraLinear, adapted_layers, add_lora, check_plain
+from gpt2.training.lora import LoraConfig, LoraLayer, adapted_layers, add_lora, check_plain
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."  # what PEFT puts before every name
+# The names of A and B in a linear layer, and in an embedding.
+_LINEAR, _EMBEDDING = ("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")
 # Fields of the file that change what an adapter computes, with the values that are plain LoRA.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "use_rslora": (False, None),
@@ -56,9 +60,9 @@ def save_lora(model: GPT2PreTrainedModel, save_directory: str | os.PathLike[str]
     one = next(iter(layers.values()))
     config = {
         "peft_type": "LORA",
-        "r": one.lora_A.out_features,
-        "lora_alpha": one.scale * one.lora_A.out_features,
-        "lora_dropout": one.dropout,
+        "r": one.config.r,
+        "lora_alpha": one.config.lora_alpha,
+        "lora_dropout": one.config.lora_dropout,
         "target_modules": _names(model, layers),
         "modules_to_save": _trained_whole(model) or None,
         "bias": "none",
@@ -78,8 +82,9 @@ def load_lora(
 ) -> list[str]:
     """Give the model the adapters of a directory or a hub repository; returns the layers' paths.
 
-    Every tensor of the file finds its place, or nothing is changed. The model is
-    then as after `add_lora`: only adapters (and modules_to_save) train.
+    Every tensor of the file finds its place, or nothing is changed; a weight of the
+    base model that lies beside the adapters (see above) must equal the model's. The
+    model is then as after `add_lora`: only adapters (and modules_to_save) train.
     ``where``: revision, subfolder, cache_dir, token, local_files_only, force_download.
 
     Raises FileFormatError for kinds of adapters that this library does not
@@ -91,12 +96,14 @@ def load_lora(
     path = repository.require(CONFIG_NAME)
     content = read_json_object(path)
     _refuse_other_kinds(path, content)
-    tensors = _read(repository.require(WEIGHTS_NAME))
-    ends = (".lora_A.weight", ".lora_B.weight")
-    layers = sorted({name.removesuffix(end) for name in tensors for end in ends if end in name})
-    whole = sorted({name.rpartition(".")[0] for name in tensors if not name.endswith(ends)})
+    stored = _read(repository.require(WEIGHTS_NAME))
+    halves = tuple(f".{half}" for half in (*_LINEAR, *_EMBEDDING))
+    saved = _listed(path, content, "modules_to_save")
+    tensors = {n: t for n, t in stored.items() if n.endswith(halves) or _lies_in(n, saved)}
+    layers = sorted({n.removesuffix(h) for n in tensors for h in halves if n.endswith(h)})
+    whole = sorted({n.rpartition(".")[0] for n in tensors if not n.endswith(halves)})
     if not layers:
-        raise StateDictError(f"{name_or_path}: {WEIGHTS_NAME} holds no lora_A and lora_B weights")
+        raise StateDictError(f"{name_or_path}: {WEIGHTS_NAME} holds no A and B of any layer")
     known = dict(model.named_modules())
     for name in (*layers, *whole):
         if name not in known:
@@ -105,6 +112,7 @@ def load_lora(
                 "does not have"
             )
     _refuse_undelivered(path, content, known, layers, whole)
+    _compare_base(model, {n: t for n, t in stored.items() if n not in tensors}, str(name_or_path))
     try:
         config = LoraConfig(
             r=content.get("r", 8),
@@ -143,27 +151,63 @@ def _refuse_undelivered(
 ) -> None:
     """The weights must be of the modules that the config names, and of all that are saved whole."""
 
-    def fits(module: str, names: Iterable[str]) -> bool:
-        return any(module == name or module.endswith("." + name) for name in names)
+    def fits(module: str, name: str) -> bool:
+        return f".{module}".endswith(f".{name}")
 
-    targets: Any = content.get("target_modules")
-    for layer in layers if isinstance(targets, list) else ():  # else a pattern, or all-linear
-        if not fits(layer, targets):
-            raise FileFormatError(
-                f"{path}: target_modules is {targets!r}, but {WEIGHTS_NAME} adapts {layer}"
-            )
+    targets = content.get("target_modules")
+    if not isinstance(targets, str):  # a pattern, or all-linear
+        targets = _listed(path, content, "target_modules")
+        for layer in layers:
+            if not any(fits(layer, name) for name in targets):
+                raise FileFormatError(
+                    f"{path}: target_modules is {targets!r}, but {WEIGHTS_NAME} adapts {layer}"
+                )
     # peft names every head that there may be, such as classifier and score.
-    for name in content.get("modules_to_save") or ():
-        asked, delivered = (any(fits(m, [name]) for m in modules) for modules in (known, whole))
-        if asked and not delivered:
+    for name in _listed(path, content, "modules_to_save"):
+        asked = any(fits(module, name) for module in known)
+        if asked and not any(_lies_in(f"{module}.", [name]) for module in whole):
             raise StateDictError(
                 f"{path}: modules_to_save names {name!r}, of which {WEIGHTS_NAME} holds nothing"
             )
 
 
-def _own(model: GPT2PreTrainedModel, layers: dict[str, LoraLinear]) -> list[str]:
+def _compare_base(model: nn.Module, stored: dict[str, Tensor], where: str) -> None:
+    """Weights of the base model must be the model's own; they are nothing to load."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for stored_name, tensor in stored.items():
+        name = stored_name.replace(".base_layer.", ".")
+        if name not in own:
+            raise StateDictError(
+                f"{where}: {WEIGHTS_NAME} holds {stored_name!r}, which is no adapter's, not of "
+                f"modules_to_save, and no weight of {type(model).__name__}"
+            )
+        weight = own[name].detach()
+        if tensor.shape != weight.shape or not torch.equal(tensor.to(weight), weight):
+            raise StateDictError(
+                f"{where}: {WEIGHTS_NAME} holds {stored_name!r}, a weight of the base model, "
+                f"{tuple(tensor.shape)}, which differs from the model's {name}, "
+                f"{tuple(weight.shape)}; load the model that the adapter was trained on, or give "
+                "the model that weight first"
+            )
+
+
+def _listed(path: Path, content: dict[str, Any], field: str) -> list[str]:
+    """A field of the file that is a list of names, or null."""
+    value = content.get(field) or []
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
+        raise FileFormatError(f"{path}: {field} is {value!r}; it must be a list of names, or null")
+    return value
+
+
+def _lies_in(parameter: str, modules: Iterable[str]) -> bool:
+    """Whether the parameter's path leads through a module of one of these names."""
+    return any(f".{module}." in f".{parameter}" for module in modules)
+
+
+def _own(model: GPT2PreTrainedModel, layers: dict[str, LoraLayer]) -> list[str]:
     """The names of all parameters that belong to the adapter."""
-    names = [f"{path}.lora_{half}.weight" for path in layers for half in "AB"]
+    inner = [(path, name) for path in layers for name, _ in layers[path].named_parameters()]
+    names = [f"{path}.{name}" for path, name in inner if name.startswith("lora_")]
     for module in _trained_whole(model):
         names += [f"{module}.{name}" for name, _ in model.get_submodule(module).named_parameters()]
     return names
@@ -175,7 +219,7 @@ def _trained_whole(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[0] for name in trained})
 
 
-def _names(model: nn.Module, layers: dict[str, LoraLinear]) -> list[str]:
+def _names(model: nn.Module, layers: dict[str, LoraLayer]) -> list[str]:
     """``target_modules``: the last part of a path where all of that name are adapted."""
     names = set()
     for path in layers:
@@ -209,9 +253,13 @@ def _check_shapes(
     expected: dict[str, tuple[int, ...]] = {}
     for path in config.target_modules:
         layer = model.get_submodule(path)
-        columns, rows = getattr(layer, "in_features", 0), getattr(layer, "out_features", 0)
-        expected[f"{path}.lora_A.weight"] = (config.r, columns)
-        expected[f"{path}.lora_B.weight"] = (rows, config.r)
+        if isinstance(layer, nn.Embedding):
+            halves, columns, rows = _EMBEDDING, layer.num_embeddings, layer.embedding_dim
+        else:
+            columns, rows = getattr(layer, "in_features", 0), getattr(layer, "out_features", 0)
+            halves = _LINEAR
+        expected[f"{path}.{halves[0]}"] = (config.r, columns)
+        expected[f"{path}.{halves[1]}"] = (rows, config.r)
     for module in config.modules_to_save:
         for name, parameter in model.get_submodule(module).named_parameters():
             expected[f"{module}.{name}"] = tuple(parameter.shape)

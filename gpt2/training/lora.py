@@ -1,7 +1,10 @@
-"""LoRA: train a low-rank addition to some linear layers, and nothing else (arXiv:2106.09685).
+"""LoRA: train a low-rank addition to some layers, and nothing else (arXiv:2106.09685).
 
-    y = x Wᵀ + b + (alpha / r) · dropout(x) Aᵀ Bᵀ        A (r, in), B (out, r), B = 0 at first
+    linear:     y = x Wᵀ + b + (alpha / r) · dropout(x) Aᵀ Bᵀ    A (r, in), B (out, r) = 0 at first
+    embedding:  y = W[id] + (alpha / r) · A[:, id]ᵀ Bᵀ           A (r, V) = 0 at first, B (D, r)
 
+The second is for tokens or positions that the model can hardly tell apart: an
+adapter in the blocks sees no more of them than the frozen table gives.
 gpt2/training/adapterfiles.py saves and loads adapters.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +29,9 @@ from gpt2.modeling.pretrained import GPT2PreTrainedModel
 class LoraConfig:
     """Where adapters go and how large they are; names and defaults are PEFT's.
 
-    ``target_modules`` names linear layers by the end of their path ("c_attn",
-    "mlp.c_fc"); "all-linear" takes every one inside the blocks.
+    ``target_modules`` names linear layers and embeddings by the end of their path
+    ("c_attn", "mlp.c_fc", "wte"); "all-linear" takes every linear one inside the blocks.
+    ``lora_dropout`` is for the linear ones.
     ``modules_to_save`` names modules that are trained as a whole and saved with
     the adapter: a fresh head, "score" say.
 
@@ -64,7 +69,7 @@ class LoraLinear(nn.Linear):
         # On the meta device nothing is allocated: the weights are the given layer's own.
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.scale, self.dropout, self.merged = config.scale, config.lora_dropout, False
+        self.config, self.merged = config, False
         like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         self.lora_A = nn.Linear(self.in_features, config.r, bias=False, **like)
         self.lora_B = nn.Linear(config.r, self.out_features, bias=False, **like)
@@ -76,14 +81,61 @@ class LoraLinear(nn.Linear):
         y = super().forward(x)
         if self.merged:
             return y
-        low = self.lora_A(F.dropout(x, self.dropout, self.training))  # (…, r)
-        return y + self.lora_B(low) * self.scale  # type: ignore[no-any-return]
+        low = self.lora_A(F.dropout(x, self.config.lora_dropout, self.training))  # (…, r)
+        return y + self.lora_B(low) * self.config.scale  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def merge(self, sign: int) -> None:
-        """Add the adapter to the weight (1), or take it off again (−1)."""
-        self.weight += sign * self.scale * (self.lora_B.weight @ self.lora_A.weight)
-        self.merged = sign > 0
+    def addition(self) -> Tensor:
+        """What the adapter adds to the weight, (out, in)."""
+        return self.config.scale * (self.lora_B.weight @ self.lora_A.weight)
+
+    def plain(self) -> nn.Linear:
+        """The layer without its adapter, of the same weight."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear
+
+
+class LoraEmbedding(nn.Embedding):
+    """An embedding with an adapter. ``weight`` keeps its name and is frozen.
+
+    A and B are parameters of the layer, not layers, since that is how PEFT names them.
+    """
+
+    def __init__(self, table: nn.Embedding, config: LoraConfig) -> None:
+        rows, width = table.weight.shape
+        super().__init__(rows, width, _weight=table.weight, **_options(table))
+        self.weight = table.weight
+        self.config, self.merged = config, False
+        self.lora_embedding_A = nn.Parameter(table.weight.new_zeros(config.r, rows))
+        self.lora_embedding_B = nn.Parameter(table.weight.new_empty(width, config.r))
+        nn.init.normal_(self.lora_embedding_B)  # as PEFT
+        self.train(table.training)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        y = super().forward(ids)
+        if self.merged:
+            return y
+        low = F.embedding(ids, self.lora_embedding_A.T, self.padding_idx)  # (…, r)
+        return y + low @ self.lora_embedding_B.T * self.config.scale
+
+    def addition(self) -> Tensor:
+        """What the adapter adds to the weight, (V, D)."""
+        return self.config.scale * (self.lora_embedding_B @ self.lora_embedding_A).T
+
+    def plain(self) -> nn.Embedding:
+        """The table without its adapter, of the same weight."""
+        rows, width = self.weight.shape
+        table = nn.Embedding(rows, width, _weight=self.weight, **_options(self))
+        table.weight = self.weight
+        return table
+
+
+LoraLayer = LoraLinear | LoraEmbedding
+
+
+def _options(table: nn.Embedding) -> dict[str, Any]:
+    names = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+    return {name: getattr(table, name) for name in names}
 
 
 def add_lora(model: GPT2PreTrainedModel, config: LoraConfig | None = None) -> list[str]:
@@ -91,9 +143,9 @@ def add_lora(model: GPT2PreTrainedModel, config: LoraConfig | None = None) -> li
 
     The model is changed in place. What trains afterwards: the adapters, and
     ``modules_to_save``. Raises ArgumentError for a name that no module has, for
-    targets that are no linear layers (wte), for a tied head, and for a model that
-    has adapters already or is parallel; ArgumentTypeError for what is none of
-    gpt2's models, or no LoraConfig.
+    targets that are neither linear nor embeddings, for a tied head or embedding, and
+    for a model that has adapters already or is parallel; ArgumentTypeError for what
+    is none of gpt2's models, or no LoraConfig.
     """
     check_plain(model)
     config = LoraConfig() if config is None else config
@@ -104,9 +156,9 @@ def add_lora(model: GPT2PreTrainedModel, config: LoraConfig | None = None) -> li
     model.requires_grad_(False)
     for path in targets:
         parent, _, leaf = path.rpartition(".")
-        layer = model.get_submodule(path)
-        assert isinstance(layer, nn.Linear)
-        setattr(model.get_submodule(parent), leaf, LoraLinear(layer, config))
+        layer: Any = model.get_submodule(path)
+        kind = LoraLinear if isinstance(layer, nn.Linear) else LoraEmbedding
+        setattr(model.get_submodule(parent), leaf, kind(layer, config))
     for name in trained:
         model.get_submodule(name).requires_grad_(True)
     return targets
@@ -122,38 +174,43 @@ def check_plain(model: GPT2PreTrainedModel) -> None:
         raise ArgumentError("the model is parallel already; add adapters before parallelize")
 
 
-def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
+def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The model's layers with adapters, by path."""
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch module, not a {type(model).__name__}")
-    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear)}
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLayer)}
 
 
 def merge_lora(model: nn.Module) -> None:
     """Add each adapter to its weight: no cost at inference. `unmerge_lora` takes it off again."""
     for layer in _adapted(model).values():
         if not layer.merged:
-            layer.merge(1)
+            _add(layer, 1)
 
 
 def unmerge_lora(model: nn.Module) -> None:
     """Take merged adapters off their weights again, up to rounding in the weights' dtype."""
     for layer in _adapted(model).values():
         if layer.merged:
-            layer.merge(-1)
+            _add(layer, -1)
 
 
 def drop_lora(model: nn.Module) -> None:
-    """Put plain linear layers back: as merged, or as before. All parameters train again."""
+    """Put plain layers back: as merged, or as before. All parameters train again."""
     for path, layer in _adapted(model).items():
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-        plain.weight, plain.bias = layer.weight, layer.bias
         parent, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, plain.train(layer.training))
+        setattr(model.get_submodule(parent), leaf, layer.plain().train(layer.training))
     model.requires_grad_(True)
 
 
-def _adapted(model: nn.Module) -> dict[str, LoraLinear]:
+@torch.no_grad()
+def _add(layer: LoraLayer, sign: int) -> None:
+    """Add the adapter to the weight (1), or take it off again (−1)."""
+    layer.weight += sign * layer.addition()
+    layer.merged = sign > 0
+
+
+def _adapted(model: nn.Module) -> dict[str, LoraLayer]:
     layers = adapted_layers(model)
     if not layers:
         raise ArgumentError("the model has no adapters; add_lora or load_lora gives it some")
@@ -174,10 +231,10 @@ def _targets(model: GPT2PreTrainedModel, config: LoraConfig) -> list[str]:
         ends = _ending(model, name)
         for path in ends:
             module = model.get_submodule(path)
-            if not isinstance(module, nn.Linear):
+            if not isinstance(module, nn.Linear | nn.Embedding):
                 raise ArgumentError(
                     f"target_modules: {path} is a {type(module).__name__}; LoRA adapts linear "
-                    "layers, such as c_attn, c_proj and c_fc"
+                    "layers, such as c_attn, c_proj and c_fc, and the embeddings wte and wpe"
                 )
             if tied := _tied_to(model, path):
                 raise ArgumentError(

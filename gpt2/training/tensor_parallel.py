@@ -103,11 +103,12 @@ def _require_divisible(model: GPT2PreTrainedModel, ranks: int) -> None:
                 f"tensor_parallel: {path} has {module.num_heads} heads, which {ranks} ranks cannot "
                 "share equally; use a 'tp' dimension that divides the number of heads"
             )
-        for leaf in ("c_attn", "q_attn", "c_fc", "c_proj"):
+        for leaf in ("c_attn", "q_attn", "c_fc", "c_proj", "lm_head", "wte", "wpe"):
             layer = getattr(module, leaf, None)
-            if isinstance(layer, nn.Module) and type(layer) is not nn.Linear:
+            if isinstance(layer, nn.Module) and type(layer) not in (nn.Linear, nn.Embedding):
+                name = f"{path}.{leaf}".lstrip(".")
                 raise ArgumentError(
-                    f"tensor_parallel: {path}.{leaf} is a {type(layer).__name__}, which cannot be "
+                    f"tensor_parallel: {name} is a {type(layer).__name__}, which cannot be "
                     "cut; merge adapters (merge_lora, drop_lora), or use fully_shard alone"
                 )
     inner, vocabulary = model.config.inner_dim, model.config.vocab_size

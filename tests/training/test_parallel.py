@@ -381,6 +381,7 @@ def test_a_rank_has_its_share_of_the_memory(more: dict[str, Any]) -> None:
         ("idle", "ArgumentError: mesh has 2 ranks along 'dp', which fully_shard=False"),
         ("twice", "ArgumentError: the model is parallel already"),
         ("lora", "ArgumentError: .*c_attn is a LoraLinear"),
+        ("lora table", "ArgumentError: tensor_parallel: transformer.wte is a LoraEmbedding"),
         ("no policy", "ArgumentTypeError: fully_shard must be True, False or a MixedPrec.* 'yes'"),
         ("no flag", "ArgumentError: compile must be True or False, not 'yes'"),
         ("adapters behind", "ArgumentError: the model is parallel already; add adapters before"),

@@ -26,7 +26,7 @@ from torch.optim import AdamW, Optimizer
 from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
 from gpt2.modeling import padded_head
 from gpt2.training.distributed_checkpoint import load_checkpoint, save_checkpoint
-from gpt2.training.lora import add_lora
+from gpt2.training.lora import LoraConfig, add_lora
 from gpt2.training.optim import parameter_groups
 from gpt2.training.parallel import parallelize
 from gpt2.training.sharded import (
@@ -377,6 +377,8 @@ def refusals(folder: Path, pretrained: Path) -> dict[str, str]:
     trained = optimizer_of(parallel)
     adapted = tiny_model(**WORDS)
     add_lora(adapted)
+    adapted_table = tiny_model(tie_word_embeddings=False, **WORDS)
+    add_lora(adapted_table, LoraConfig(target_modules=["wte"]))
     wide = tiny_model(**WORDS)
     wide.pad_vocabulary()
     seeded = tiny_model(**WORDS, resid_pdrop=0.1)
@@ -395,6 +397,7 @@ def refusals(folder: Path, pretrained: Path) -> dict[str, str]:
         "idle": lambda: cut(tiny_model(**WORDS), dp, fully_shard=False),
         "twice": lambda: cut(parallel, tp),
         "lora": lambda: cut(adapted, tp),
+        "lora table": lambda: cut(adapted_table, tp),
         "no policy": lambda: cut(tiny_model(**WORDS), dp, fully_shard="yes"),
         "no flag": lambda: cut(tiny_model(**WORDS), tp, compile="yes"),
         "adapters behind": lambda: add_lora(parallel),
