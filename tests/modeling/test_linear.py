@@ -49,10 +49,11 @@ def test_a_packed_layer_is_the_layer(
     assert (found - wanted).abs().max() / wanted.abs().max() < bound
 
 
+@pytest.mark.parametrize("rows", [48, 49, 3, 1])  # in four parts, in five, and too few
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
-def test_the_reduction_is_the_product(storage: Any) -> None:
+def test_the_reduction_is_the_product(storage: Any, rows: int) -> None:
     torch.manual_seed(0)
-    packed = PackedLinear.pack(nn.Linear(64, 48), storage, keep_rows=True)
+    packed = PackedLinear.pack(nn.Linear(64, rows), storage, keep_rows=True)
     assert packed.weight is not None
     x = torch.randn(64)
     one = reduced_product(packed.weight, packed.scale, packed.bias, x)
