@@ -1,7 +1,7 @@
 """Run every task example, one after the other, and repeat their last lines at the end.
 
 python examples/tasks/all.py            about ten minutes on two cores
-python examples/tasks/all.py --lora     each with LoRA as well, and how much that reaches
+python examples/tasks/all.py --lora     each with LoRA as well, and how much of the gain that has
 python examples/tasks/all.py --quick    to see that they run
 """
 
@@ -22,6 +22,7 @@ TASKS = (
     ("classify_stories.py", "--topics"),
     ("tag_words.py",),
 )
+HEADER = "task     baseline   full   LoRA  share of the gain  trained parameters  seconds, LoRA"
 FROZEN = "probe_features.py"  # trains no weight of the model, so there is nothing to adapt
 
 
@@ -44,7 +45,7 @@ def main() -> int:
             rows.append(compare(whole, adapted))
     print("\n" + "\n".join(lines))
     if rows:
-        print("\ntask       full    LoRA   baseline   share of the gain   trained")
+        print(f"\n{HEADER}")
         print("\n".join(rows))
     return 0
 
@@ -62,13 +63,18 @@ def run(arguments: list[str]) -> str:
 
 def compare(whole: str, adapted: str) -> str:
     """A row of the table: accuracies in percent, of the two outputs of one task."""
-    pattern = r"(\w+): held-out accuracy ([\d.]+)%, baseline ([\d.]+)%"
-    task, *numbers = re.findall(pattern, whole)[-1]
+    pattern = r"(\w+): held-out accuracy ([\d.]+)%, baseline ([\d.]+)% .*, (\d+) s, torch"
+    task, *numbers, seconds = re.findall(pattern, whole)[-1]
     full, baseline = map(float, numbers)
-    lora = float(re.findall(pattern, adapted)[-1][1])
-    trained = re.findall(r"parameters train \(([\d.]+)%\)", adapted)[-1]
-    share = f"{(lora - baseline) / (full - baseline):.0%}" if full > baseline else "no gain"
-    return f"{task:<8} {full:6.1f} {lora:7.1f} {baseline:10.1f} {share:>19} {trained:>8} %"
+    _, lora, _, seconds_lora = re.findall(pattern, adapted)[-1]
+    count, part = re.findall(r"([\d,]+) of [\d,]+ parameters train \(([\d.]+)%\)", adapted)[-1]
+    share = "no gain"
+    if full > baseline:
+        share = f"{(float(lora) - baseline) / (full - baseline):.1%}"
+    return (
+        f"{task:<8} {baseline:8.1f} {full:6.1f} {lora:>6} {share:>18} {count:>11} ({part} %) "
+        f"{seconds:>8} {seconds_lora:>5}"
+    )
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ _START = time.perf_counter()
 class Lora:
     """What ``--lora`` stands for in a task: adapters below 2 % of the parameters, head included.
 
-    ``targets`` are layers by commas, or all-linear. ``lr`` is that of each adapter's B, several
-    times that of whole weights; A and the head learn at ``lr / ratio`` (as A does in LoRA+,
-    arXiv:2402.12354).
+    ``targets`` are layers by commas, or all-linear. ``lr`` is that of each linear adapter's B,
+    several times that of whole weights; A and the head learn at ``lr / ratio`` (as A does in
+    LoRA+, arXiv:2402.12354), an embedding's A, which is the half that begins at 0, in between.
     """
 
     lr: float
@@ -173,12 +173,13 @@ def train(
 
 
 def rates(model: nn.Module, lr: float, ratio: float) -> list[dict[str, Any]]:
-    """What trains, as groups for the optimizer: the adapters' B at ``lr``, else ``lr / ratio``."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return [
-        {"params": [p for name, p in trained if "lora_B" in name], "lr": lr},
-        {"params": [p for name, p in trained if "lora_B" not in name], "lr": lr / ratio},
-    ]
+    """What trains, as groups for the optimizer, with their learning rates; see `Lora`."""
+    shares = {"lora_B": 1.0, "lora_embedding_A": ratio**-0.5, "": 1 / ratio}  # the first that fits
+    groups: dict[str, list[nn.Parameter]] = {part: [] for part in shares}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[next(part for part in shares if part in name)].append(parameter)
+    return [{"params": groups[part], "lr": lr * share} for part, share in shares.items()]
 
 
 def adapt(model: nn.Module, options: argparse.Namespace, head: str | None) -> None:
@@ -190,12 +191,15 @@ def adapt(model: nn.Module, options: argparse.Namespace, head: str | None) -> No
         target_modules=targets,
         modules_to_save=[] if head is None else [head],
     )
-    whole = sum(p.numel() for p in model.parameters())
+    whole, note = sum(p.numel() for p in model.parameters()), ""
+    if hasattr(model, "lm_head") and model.lm_head.weight is not model.transformer.wte.weight:
+        whole -= model.lm_head.weight.numel()  # so that untying does not make the share look small
+        note = "; the head's copy of the embedding is not counted"
     add_lora(model, config)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(
         f"  LoRA of rank {options.rank} in {options.targets}: {count:,} of {whole:,} parameters "
-        f"train ({count / whole:.2%})"
+        f"train ({count / whole:.2%}){note}"
     )
 
 

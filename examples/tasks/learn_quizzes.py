@@ -6,6 +6,10 @@ The new texts are stories with a quiz behind them: "… Question: Who has the ki
 Zoe." The story is given, so only the quiz counts in the loss (-100 elsewhere). Loss and
 accuracy of the next token are measured before and after, and how many whole answers are right,
 which is what greedy decoding would write.
+
+With --lora the head has a weight of its own, which begins as a copy of the embedding, and an
+adapter like the blocks. For the stories lack "Question" and "who": the tokens of these words have
+all but the same row in the table, which a frozen head cannot tell apart.
 """
 
 from __future__ import annotations
@@ -34,10 +38,10 @@ def main() -> None:
     options = parse_options(
         __doc__,
         steps=400,
-        lora=Lora(lr=1e-2, steps=1200, rank=3, targets="c_attn,mlp.c_fc,mlp.c_proj", ratio=10),
+        lora=Lora(lr=1e-2, steps=450, rank=4, targets="c_attn,mlp.c_fc,lm_head", ratio=10),
     )
     tokenizer = GPT2Tokenizer.from_pretrained(CHECKPOINT)
-    model = GPT2LMHeadModel.from_pretrained(CHECKPOINT)
+    model = GPT2LMHeadModel.from_pretrained(CHECKPOINT, tie_word_embeddings=not options.lora)
 
     def read(stories: list[Story]) -> tuple[BatchEncoding, Tensor]:
         inputs = tokenizer(

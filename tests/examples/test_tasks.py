@@ -80,6 +80,31 @@ def test_with_lora_few_parameters_train_and_the_rest_is_as_it_was(tmp_path: Path
         assert same == (not name.endswith(("c_attn.weight", "c_fc.weight"))), name
 
 
+def test_quizzes_with_lora_have_a_head_of_its_own_which_is_saved_merged(
+    tmp_path: Path, modules: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    done = run("learn_quizzes.py", "--quick", "--lora", "--lr", "0.05", "--save", str(out))
+    assert done.returncode == 0, done.stderr
+    # of the tied model's parameters: a second table would make the share look smaller
+    assert "27,776 of 1,442,240 parameters train (1.93%); the head's copy of the" in done.stdout
+    before = gpt2.GPT2LMHeadModel.from_pretrained(CHECKPOINT)
+    after = gpt2.GPT2LMHeadModel.from_pretrained(out)
+    assert not after.config.tie_word_embeddings
+    table = before.transformer.wte.weight
+    assert torch.equal(after.transformer.wte.weight, table)
+    assert (after.lm_head.weight - table).abs().max() > 0.01
+    story = next(modules["finetuning"].held_out_stories(1))
+    tokenizer = gpt2.GPT2Tokenizer.from_pretrained(out)
+    quizzes = modules["learn_quizzes"]
+    said = []
+    for model in (after, before):
+        quizzes.show(model, tokenizer, story)
+        said.append(capsys.readouterr().out)
+    assert said[0] in done.stdout  # loaded again, it answers as it did
+    assert said[1] not in done.stdout
+
+
 @pytest.mark.parametrize("command", [c for c, *_, task in RUNS if task != "features"])
 def test_a_tasks_own_adapters_are_below_two_percent(command: str) -> None:
     done = run(*command.split(), "--quick", "--lora")
@@ -109,7 +134,8 @@ def test_all_compares_lora_with_full_fine_tuning(modules: dict[str, ModuleType])
         "mood: held-out accuracy 98.1%, baseline 28.1% (always sad), 50 s, torch 2"
     )
     row = modules["all"].compare(whole, adapted)
-    assert row.split() == ["mood", "99.9", "98.1", "28.1", "97%", "1.46", "%"]
+    numbers = ["28.1", "99.9", "98.1", "97.5%", "21,124", "(1.46", "%)", "60", "50"]
+    assert row.split() == ["mood", *numbers]
     row = modules["all"].compare(whole.replace("99.9", "28.1"), adapted)
     assert row.split()[4:6] == ["no", "gain"]
 
@@ -141,16 +167,18 @@ def test_options_that_cannot_be_are_refused() -> None:
 def test_the_adapters_b_learns_faster_than_the_rest(modules: dict[str, ModuleType]) -> None:
     model = gpt2.GPT2ForSequenceClassification.from_pretrained(CHECKPOINT)
     before = modules["finetuning"].rates(model, 1e-3, 1.0)
-    assert [len(group["params"]) for group in before] == [0, len(list(model.parameters()))]
-    assert before[1]["lr"] == 1e-3
-    add_lora(model, LoraConfig(modules_to_save=["score"]))
-    fast, slow = modules["finetuning"].rates(model, 1e-2, 10.0)
+    assert [len(group["params"]) for group in before] == [0, 0, len(list(model.parameters()))]
+    assert before[2]["lr"] == 1e-3
+    add_lora(model, LoraConfig(target_modules=["c_attn", "wte"], modules_to_save=["score"]))
+    fast, between, slow = modules["finetuning"].rates(model, 1e-2, 10.0)
     assert (fast["lr"], slow["lr"]) == (1e-2, 1e-3)
+    assert between["lr"] == pytest.approx(10**-2.5)
     names = {id(p): name for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in between["params"]] == ["transformer.wte.lora_embedding_A"]
     assert all(names[id(p)].endswith("c_attn.lora_B.weight") for p in fast["params"])
     ends = {names[id(p)].rpartition("c_attn.")[2] for p in slow["params"]}
-    assert ends == {"lora_A.weight", "score.weight"}
-    assert len(fast["params"]) == len(slow["params"]) - 1 == 4
+    assert ends == {"lora_A.weight", "score.weight", "transformer.wte.lora_embedding_B"}
+    assert len(fast["params"]) == len(slow["params"]) - 2 == 4
 
 
 @pytest.fixture(scope="module")
