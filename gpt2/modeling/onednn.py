@@ -60,28 +60,32 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = 
     )
 
 
-class _Linear(torch.autograd.Function):
-    """`product` with gradients: dx = g W by oneDNN, dW = gᵀ x and db = Σ g by torch."""
+class _Product(torch.autograd.Function):
+    """`product` of rows x (R, K) and Wᵀ (K, N), with gradients: dx = g W by oneDNN, else torch's.
+
+    It keeps the very tensors that F.linear keeps, in its order. So a block that is
+    checkpointed from outside may compute itself again without `Products`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_t: Tensor, bias: Tensor | None) -> Tensor:
         needs_x, needs_weight, _ = ctx.needs_input_grad
-        # A frozen weight needs no x kept, and an x that was given needs no weight.
-        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        return product(x, weight, bias)
+        ctx.has_bias = bias is not None
+        kept = [x if needs_weight else None, weight_t if needs_x else None]
+        ctx.save_for_backward(*(kept if ctx.has_bias else reversed(kept)))
+        return product(x, weight_t.t(), bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight_t = ctx.saved_tensors if ctx.has_bias else reversed(ctx.saved_tensors)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         dx = None
         if needs_x:
             # gradients of gradients, or of many at once (vmap), go through torch's operators
             torchs = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-            dx = g @ weight if torchs else product(g, weight.t())
-        rows = g.reshape(-1, g.shape[-1])
-        dw = rows.t() @ x.reshape(-1, x.shape[-1]) if needs_weight else None
-        return dx, dw, rows.sum(0) if needs_bias else None
+            dx = g @ weight_t.t() if torchs else product(g, weight_t)
+        dw_t = (g.t() @ x).t() if needs_weight else None  # laid out as the weight is
+        return dx, dw_t, g.sum(0) if needs_bias else None
 
 
 _state = local()  # of each thread: whether Products is on already
@@ -102,16 +106,17 @@ class Products(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.linear and not kwargs and _suits(*args):
-            return _product(*args)
+            return _linear(*args)
         return func(*args, **(kwargs or {}))
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call, no-any-return]
-    return product(x, weight, bias)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    learns = any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if not (learns and torch.is_grad_enabled()):
+        return product(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    y: Tensor = _Product.apply(rows, weight.t(), bias)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], len(weight))
 
 
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2 import GPT2ForSequenceClassification, GPT2Model
 from gpt2.modeling import onednn
+from gpt2.modeling.attention import GPT2Attention
+from gpt2.modeling.mlp import GPT2MLP
+from gpt2.modeling.transformer import GPT2Block
 from gpt2.training.lora import LoraConfig, add_lora
 from tests.helpers import assert_close, tiny_model
 
@@ -134,7 +138,7 @@ def test_gradients_are_the_same(
         assert_close(gradient, wanted[name], 1e-6, what=name)
 
 
-def test_what_is_frozen_has_no_gradient_and_keeps_nothing(taken: list[torch.Size]) -> None:
+def test_adapters_learn_as_ever(taken: list[torch.Size]) -> None:
     model = tiny_model()
     add_lora(model, LoraConfig(r=2, target_modules="all-linear"))
     with torch.no_grad():
@@ -151,26 +155,44 @@ def test_what_is_frozen_has_no_gradient_and_keeps_nothing(taken: list[torch.Size
         assert_close(gradient, wanted[name], 1e-5, what=name)
 
 
-def saved(of: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> list[torch.Size]:
-    """The shapes of what a product keeps for its backward pass, of two dimensions each."""
-    shapes: list[torch.Size] = []
+def kept(x: Tensor, *parameters: Tensor) -> list[tuple[torch.Size, tuple[int, ...]]]:
+    """Shapes and strides of what F.linear keeps for its backward pass, in order."""
+    found = []
 
     def pack(tensor: Tensor) -> Tensor:
-        shapes.append(torch.Size(sorted(tensor.flatten(0, -2).shape)))
+        found.append((tensor.shape, tensor.stride()))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        of(x, weight)
-    return sorted(shapes)
+        F.linear(x, *parameters)
+    return found
 
 
 @pytest.mark.parametrize("learns", [(True, True), (True, False), (False, True)])
-def test_no_more_is_kept_than_torch_keeps(learns: tuple[bool, bool]) -> None:
-    x = torch.randn(2, 5, 8, requires_grad=learns[0])
-    weight = torch.randn(6, 8, requires_grad=learns[1])
-    wanted = saved(F.linear, x, weight)
+@pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (2, 1, 5, 8)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_what_torch_would_keep_is_kept(
+    learns: tuple[bool, bool], shape: tuple[int, ...], biased: bool
+) -> None:
+    x = torch.randn(shape, requires_grad=learns[0])
+    parameters = [torch.randn(s, requires_grad=learns[1]) for s in ((6, 8), (6,))[: 1 + biased]]
+    wanted = kept(x, *parameters)
     with onednn.products(x)():
-        assert saved(F.linear, x, weight) == wanted
+        assert kept(x, *parameters) == wanted
+
+
+@pytest.mark.parametrize("part", [GPT2Block, GPT2MLP, GPT2Attention])
+def test_parts_may_be_checkpointed_from_outside(part: Any, taken: list[torch.Size]) -> None:
+    model = tiny_model().train()
+    wanted = gradients(model)
+    once = len(taken)
+    for module in [m for m in model.modules() if isinstance(m, part)]:
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    found = gradients(model)
+    assert len(taken) == 2 * once  # what is computed again is by torch: outside of the model's pass
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        assert_close(gradient, wanted[name], 1e-6, what=name)
 
 
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 1, 3, 8)])
@@ -189,18 +211,13 @@ def test_gradients_of_a_product(shape: tuple[int, ...], biased: bool) -> None:
         of_sum = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-        y = context_product(context, leaves)
-        batched = torch.autograd.grad(
-            y, leaves, torch.stack([torch.ones_like(y), y.detach()]), is_grads_batched=True
-        )
+        with context():
+            y = F.linear(*leaves)
+        directions = torch.stack([torch.ones_like(y), y.detach()])
+        batched = torch.autograd.grad(y, leaves, directions, is_grads_batched=True)
         results.append([*of_sum, *first, *second, *batched])
     for found, wanted in zip(results[1], results[0], strict=True):
         assert_close(found, wanted, 1e-6)
-
-
-def context_product(context: Callable[[], Any], leaves: list[Tensor]) -> Tensor:
-    with context():
-        return F.linear(*leaves)
 
 
 class _Logits(nn.Module):
