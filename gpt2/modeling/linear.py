@@ -36,8 +36,9 @@ from gpt2.modeling.activations import gelu_tanh
 
 Storage = Literal["float32", "bfloat16", "int8"]
 
-#: up to so many rows of input int8 weights are read as they are; above, written out first
-_FEW_ROWS = 16
+#: Up to so many rows of input int8 weights are read as they are; above, written out first. All the
+#: products of 4, 8 and 32 rows take 11, 19 and 58 ms the first way, 15, 19 and 38 the second.
+_FEW_ROWS = 6
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,8 +63,8 @@ def int8_product(weight: Tensor, scale: Tensor, bias: Tensor | None, x: Tensor) 
     if x.shape[:-1].numel() <= _FEW_ROWS:
         rows = x.reshape(-1, x.shape[-1])
         y = torch._weight_int8pack_mm(rows, weight, scale).view(*x.shape[:-1], len(weight))
-    else:
-        y = F.linear(x, weight.to(torch.bfloat16) * scale[:, None])
+    else:  # exact in bfloat16; what is scaled is the result, which is less than the weight
+        y = F.linear(x, weight.to(torch.bfloat16)) * scale
     return y if bias is None else y + bias.to(y.dtype)
 
 
