@@ -34,7 +34,7 @@ from gpt2 import GPT2ForSequenceClassification, GPT2Tokenizer
 def main() -> None:
     # "windy", "rainy", "sunny" and five more words for the weather are close together in the
     # frozen table. Adapters in the blocks alone do not find the storms among them.
-    of_topics = Lora(lr=1e-2, steps=700, rank=3, targets="c_attn,mlp.c_fc,wte", ratio=10)
+    of_topics = Lora(lr=1.5e-2, steps=1000, rank=3, targets="c_attn,mlp.c_fc,wte", ratio=10)
     options = parse_options(
         __doc__,
         steps=400,
