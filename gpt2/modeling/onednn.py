@@ -105,7 +105,9 @@ class Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear and not kwargs and _suits(*args):
+        # a block that is compiled by itself is traced with the mode on, and stays torch's
+        compiling = torch.compiler.is_compiling()
+        if func is F.linear and not kwargs and not compiling and _suits(*args):
             return _linear(*args)
         return func(*args, **(kwargs or {}))
 

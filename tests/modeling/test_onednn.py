@@ -168,6 +168,19 @@ def kept(x: Tensor, *parameters: Tensor) -> list[tuple[torch.Size, tuple[int, ..
     return found
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
+def test_blocks_compiled_by_themselves_are_torchs(taken: list[torch.Size]) -> None:
+    model = tiny_model().train()
+    wanted = gradients(model)
+    taken.clear()
+    for block in model.transformer.h:
+        block.compile(backend="aot_eager")
+    found = gradients(model)
+    assert len(taken) == 2  # the head's, forward and backward
+    for name, gradient in found.items():
+        assert_close(gradient, wanted[name], 1e-6, what=name)
+
+
 @pytest.mark.parametrize("learns", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("shape", [(8,), (5, 8), (2, 5, 8), (2, 1, 5, 8)])
 @pytest.mark.parametrize("biased", [True, False])
