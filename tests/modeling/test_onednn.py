@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2 import GPT2ForSequenceClassification, GPT2Model
+from gpt2 import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 from gpt2.modeling import onednn
 from gpt2.modeling.attention import GPT2Attention
 from gpt2.modeling.mlp import GPT2MLP
@@ -74,13 +74,19 @@ def test_in_every_class(cls: Any, taken: list[torch.Size]) -> None:
     assert len(taken) >= LINEARS
 
 
-def test_an_adapter_is_applied_as_ever(taken: list[torch.Size]) -> None:
+def adapted(std: float) -> GPT2LMHeadModel:
+    """A model with an adapter on every linear layer of its blocks, which adds something."""
     model = tiny_model()
     add_lora(model, LoraConfig(r=2, target_modules="all-linear"))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(generator=torch.Generator().manual_seed(0))
+                parameter.normal_(std=std, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def test_an_adapter_is_applied_as_ever(taken: list[torch.Size]) -> None:
+    model = adapted(std=1.0)
     wanted = by_torch(model, IDS).logits
     with torch.no_grad():
         assert_close(model(IDS).logits, wanted, 1e-5)
@@ -139,12 +145,7 @@ def test_gradients_are_the_same(
 
 
 def test_adapters_learn_as_ever(taken: list[torch.Size]) -> None:
-    model = tiny_model()
-    add_lora(model, LoraConfig(r=2, target_modules="all-linear"))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    model = adapted(std=0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onednn, "ON_CPU", False)
         wanted = gradients(model)
