@@ -7,7 +7,7 @@ import math
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -299,6 +299,45 @@ def test_compiled_by_torch_it_gives_the_same_ids(capfd: pytest.CaptureFixture[st
         found = step.generate(ids[:rows], max_new_tokens=new, **given, **arguments)
         assert torch.equal(wanted, found)
     assert capfd.readouterr().err.count("compiling the decode step") == 1
+
+
+def test_kinds_of_blocks_are_told_apart(
+    uncompiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most guards are left out; the others must do, also when torch has forgotten all."""
+    captured = torch.compile(
+        compiled_block.decode_block,
+        fullgraph=True,
+        backend="eager",
+        options={"guard_filter_fn": compiled_block._needed},
+    )
+
+    def logits(step: Any, tokens: Tensor, run: Any) -> Tensor:
+        """Those behind the last token, after several steps by ``run``."""
+        monkeypatch.setattr(compiled_block, "_compiled_block", lambda: run)
+        out = step(tokens[:, :3])
+        for token in tokens[:, 3:].T:
+            out = step(token[None], past_key_values=out.past_key_values)
+        return cast(Tensor, out.logits)
+
+    kinds: list[dict[str, Any]] = [
+        {}, {"n_inner": 80}, {"n_embd": 64}, {"n_head": 2}, {"layer_norm_epsilon": 0.5},
+        {"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True},
+    ]  # fmt: skip
+    steps = [tiny_model(**k).prepare_for_inference(compile=True) for k in kinds]
+    for weights in ("bfloat16", "int8"):
+        steps.append(tiny_model().prepare_for_inference(weights=weights, compile=True))
+    ids = prompt()[0][:1]
+    uncompiled.clear()
+    compiled_block._compiled_for.clear()  # of what it was prepared with
+    for width, chosen in ((5, steps), (9, steps), (7, steps[-3:])):
+        if width != 9:
+            torch._dynamo.reset()
+        for step in chosen:
+            found = logits(step, ids[:, :width], captured)
+            wanted = logits(step, ids[:, :width], compiled_block.decode_block)
+            assert_close(found, wanted, 1e-6)
+    assert not uncompiled
 
 
 # -- refusals, copies -----------------------------------------------------------------------------

@@ -267,7 +267,10 @@ class KVCache:
         """
         buffer = self._buffers[layer]
         assert buffer is not None
-        buffer = self._with_room(layer, buffer.keys[:, :, :1])
+        if buffer.has_room(self.length - 1, 1):
+            buffer.filled = self.length
+        else:
+            buffer = self._with_room(layer, buffer.keys[:, :, :1])
         return buffer.keys, buffer.values
 
     def fits(self, layer: int, rows: int, heads: int, size: int) -> bool:
