@@ -109,10 +109,16 @@ class Batch:
         ``scores``. The streamer gets its column.
         """
         run, strings = self.run, self.run.stopping.strings
-        self.all_new[self.rows, step] = tokens.where(self.going, run.filler)
-        ended = run.ended_on_device(self.new(step + 1), self.prompt_rows) | ~self.going
-        broken = run.broken(logits, scores) & self.going
-        facts = torch.stack([tokens.where(self.going, ABSENT), ended, broken])
+        all_go = not any(self._ended)  # as at most steps: then there is nothing to mask
+        written = tokens if all_go else tokens.where(self.going, run.filler)
+        rows = slice(None) if len(self._present) == self.size else self.rows
+        self.all_new[rows, step] = written
+        ended = run.ended_on_device(self.new(step + 1), self.prompt_rows)
+        broken = run.broken(logits, scores)
+        if not all_go:
+            ended, broken = ended | ~self.going, broken & self.going
+            tokens = tokens.where(self.going, ABSENT)
+        facts = torch.stack([tokens, ended, broken])
         on_host, over, wrong = facts.tolist()  # the step's one synchronisation
         if any(wrong):
             raise run.refuse_broken(logits[wrong.index(1)], step)

@@ -127,7 +127,7 @@ def _first(
     for keys, values, *_ in blocks:
         torch._dynamo.mark_dynamic(keys, 2)
         torch._dynamo.mark_dynamic(values, 2)
-    announce("compiling the decode step (about 15 s; torch keeps it on disk)")
+    announce("compiling the decode step (about 20 s; torch keeps it on disk)")
     # torch's limit of 8 is there against endless recompilation; these kinds are few and known
     with torch._dynamo.config.patch(recompile_limit=64):
         result = _compiled_blocks()(x, columns, seen, blocks)

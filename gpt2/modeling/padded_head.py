@@ -18,12 +18,15 @@ Shapes: see the legend in gpt2/modeling/transformer.py.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.errors import ArgumentError
 from gpt2.modeling import onednn
+from gpt2.modeling.linear import PackedLinear
 
 #: from so many rows of input on the vocabulary is padded: backward has two more such products
 _FEWEST_ROWS = 256
@@ -34,7 +37,8 @@ def logits_of(head: nn.Module, x: Tensor, multiple: int | None) -> Tensor:
     # not counted where nobody asks: that would fix the sizes of an exported graph
     extra = 0 if multiple is None else padding_rows(head, x.shape[:-1].numel(), multiple)
     if not extra:
-        with onednn.products(x)():
+        packed = isinstance(head, PackedLinear)  # which has products of its own
+        with nullcontext() if packed else onednn.products(x)():
             logits: Tensor = head(x)
         return logits
     weight = weight_of(head, x)

@@ -118,7 +118,7 @@ class GPT2PreTrainedModel(Savable):
         numbers hang a little on its batch.
 
         ``compile`` runs each step of one token of one row as compiled functions:
-        needs a C++ compiler, takes about 15 s once, and torch keeps the result
+        needs a C++ compiler, takes about 20 s once, and torch keeps the result
         on disk. They read weights by rows, so that the first two are then held
         twice, 1 and 0.5 GB.
         On a GPU "float32" and "bfloat16" are a plain copy in that dtype, and
