@@ -106,8 +106,7 @@ class Products(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # a block that is compiled by itself is traced with the mode on, and stays torch's
-        compiling = torch.compiler.is_compiling()
-        if func is F.linear and not kwargs and not compiling and _suits(*args):
+        if func is F.linear and not (kwargs or torch.compiler.is_compiling()) and _suits(*args):
             return _linear(*args)
         return func(*args, **(kwargs or {}))
 
