@@ -114,16 +114,16 @@ def packed_copy(model: Model, weights: Storage, *, by_rows: bool) -> Model:
 
 
 def _arrange(prepared: nn.Module, *, compiled: bool) -> None:
-    """What each packed layer gives, for blocks that are compiled or not.
+    """What each packed layer gives, for steps that are compiled or not.
 
     Not compiled, attention is in float32: torch's bfloat16 kernel takes as long
     for a prompt, and 4 times as long for a token (8 rows at 64 columns 331 µs,
-    not 74); and gelu_new is c_fc's own. The compiled step reads a bfloat16 cache
-    at its full speed, and fuses by itself.
+    not 74). The compiled step reads a bfloat16 cache at its full speed. gelu_new
+    is c_fc's own.
     """
     config: Any = prepared.config
     activation = get_activation(config.activation_function)
-    fused = activation is gelu_tanh and not compiled
+    fused = activation is gelu_tanh
     for name, module in prepared.named_modules():
         if isinstance(module, PackedLinear):
             in_block = ".h." in f".{name}"

@@ -26,15 +26,19 @@ ERROR = {"float32": 1e-6, "bfloat16": 2e-2, "int8": 5e-2}
 
 
 @pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The step's own function in place of its compiled form; lists the columns of each call."""
-    calls: list[int] = []
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The step's own functions in place of their compiled form; lists (rows, columns) of calls."""
+    calls: list[tuple[int, int]] = []
 
-    def plain(x: Tensor, *arguments: Any) -> Tensor:
-        calls.append(len(arguments[0]))
-        return compiled_block.decode_blocks(x, *arguments)
+    def plain(function: Any) -> Any:
+        def run(first: Tensor, *rest: Any) -> Tensor:
+            one_row = function is compiled_block.decode_blocks
+            calls.append((1 if one_row else len(first), len(rest[0 if one_row else 2])))
+            return cast(Tensor, function(first, *rest))
 
-    monkeypatch.setattr(compiled_block, "_compiled_blocks", lambda: plain)
+        return run
+
+    monkeypatch.setattr(compiled_block, "_compiled", plain)
     monkeypatch.setattr(compiled_block, "_compiled_for", set())
     monkeypatch.setattr("gpt2.modeling.linear._compiled", lambda: reduced_product)
     return calls
@@ -123,7 +127,7 @@ def both(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[tuple[Tensor, Tenso
 @pytest.mark.parametrize("weights", STORAGES)
 @pytest.mark.parametrize("compile", [False, True])
 def test_it_takes_the_memory_that_it_says(
-    uncompiled: list[int], weights: Any, compile: bool
+    uncompiled: list[tuple[int, int]], weights: Any, compile: bool
 ) -> None:
     model = tiny_model(n_embd=64)
     prepared = model.prepare_for_inference(weights=weights, compile=compile)
@@ -174,15 +178,17 @@ def test_a_state_dict_loads_into_blocked_weights() -> None:
 
 
 @pytest.mark.parametrize("weights", STORAGES)
-@pytest.mark.parametrize("row", [0, 1, 2, 3])
-def test_the_step_is_the_block(uncompiled: list[int], weights: Any, row: int) -> None:
-    """decode_blocks beside the same packed model without it, token by token, padded and not."""
+@pytest.mark.parametrize("rows", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)], ids=str)
+def test_the_step_is_the_block(
+    uncompiled: list[tuple[int, int]], weights: Any, rows: tuple[int, ...]
+) -> None:
+    """The step beside the same packed model without it, token by token, padded and not."""
     model = tiny_model()
     plain = model.prepare_for_inference(weights=weights)
     step = model.prepare_for_inference(weights=weights, compile=True)
     uncompiled.clear()
     ids, mask = prompt()
-    ids, mask = ids[row : row + 1], mask[row : row + 1]
+    ids, mask = ids[list(rows)], mask[list(rows)]
     settings: Any = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None}
     for given in ({}, {"attention_mask": mask}):
         a = plain.generate(
@@ -196,11 +202,13 @@ def test_the_step_is_the_block(uncompiled: list[int], weights: Any, row: int) ->
         same = (a.sequences == b.sequences).int().cumprod(-1).bool()
         assert same.float().mean() > 0.8  # ties aside
         for number, (x, y) in enumerate(zip(a.logits, b.logits, strict=True)):
-            if not same[0, ids.shape[1] + number - 1]:
-                break
-            assert_close(y, x, {"float32": 1e-5}.get(weights, ERROR[weights]))
-    calls = 2
-    assert uncompiled == list(range(10, 21)) * calls
+            alike = same[:, ids.shape[1] + number - 1]
+            if alike.any():
+                assert_close(y[alike], x[alike], {"float32": 1e-5}.get(weights, ERROR[weights]))
+    layers, calls = 2, 2  # of several rows, only attention is compiled, layer by layer
+    times = 1 if len(rows) == 1 else layers
+    steps = [(len(rows), columns) for columns in range(10, 21) for _ in range(times)]
+    assert uncompiled == steps * calls
 
 
 @pytest.mark.parametrize(
@@ -219,7 +227,7 @@ def test_the_step_is_the_block(uncompiled: list[int], weights: Any, row: int) ->
     ids=str,
 )
 def test_every_setting_of_the_config_holds_in_the_step(
-    uncompiled: list[int], settings: dict[str, Any]
+    uncompiled: list[tuple[int, int]], settings: dict[str, Any]
 ) -> None:
     model = tiny_model(**settings)
     step = model.prepare_for_inference(compile=True)
@@ -235,7 +243,7 @@ def test_every_setting_of_the_config_holds_in_the_step(
         assert len(uncompiled) == 7 * (2 if "n_layer" in settings else 1)
 
 
-def test_pruned_heads_hold_in_the_step(uncompiled: list[int]) -> None:
+def test_pruned_heads_hold_in_the_step(uncompiled: list[tuple[int, int]]) -> None:
     model = tiny_model()
     model.prune_heads({0: [1, 2]})
     step = model.prepare_for_inference(compile=True)
@@ -248,7 +256,7 @@ def test_pruned_heads_hold_in_the_step(uncompiled: list[int]) -> None:
     assert len(uncompiled) == 7
 
 
-def test_the_last_row_of_a_batch_gets_the_step(uncompiled: list[int]) -> None:
+def test_the_last_row_of_a_batch_gets_the_step(uncompiled: list[tuple[int, int]]) -> None:
     model = tiny_model()
     step = model.prepare_for_inference(compile=True)
     ids, mask = prompt()
@@ -257,17 +265,21 @@ def test_the_last_row_of_a_batch_gets_the_step(uncompiled: list[int]) -> None:
     uncompiled.clear()
     wanted = model.generate(ids, **arguments)
     assert torch.equal(wanted, step.generate(ids, **arguments))
-    assert 0 < len(uncompiled) < 15  # some steps, when the other rows had ended
+    rows = [rows for rows, _ in uncompiled]
+    assert rows == sorted(rows, reverse=True)
+    assert set(rows) == {
+        1,
+        2,
+        3,
+    }  # the first token ends one; ended rows leave, and the last one goes on alone
 
 
-def test_what_the_step_cannot_do_the_block_does(uncompiled: list[int]) -> None:
+def test_what_the_step_cannot_do_the_block_does(uncompiled: list[tuple[int, int]]) -> None:
     model = tiny_model()
     step = model.prepare_for_inference(compile=True)
     ids, _ = prompt()
-    uncompiled.clear()
-    step.generate(ids, do_sample=False, max_new_tokens=4, eos_token_id=None)  # several rows
-    assert uncompiled == []
     ids = ids[:1]
+    uncompiled.clear()
     arguments: Any = {"do_sample": False, "max_new_tokens": 4, "return_dict_in_generate": True}
     wanted = model.generate(ids, output_attentions=True, **arguments)
     found = step.generate(ids, output_attentions=True, **arguments)
@@ -284,12 +296,12 @@ def test_what_the_step_cannot_do_the_block_does(uncompiled: list[int]) -> None:
     # an old cache is used twice: the second use copies, as ever
     first = step(ids[:, :1], past_key_values=past).logits
     assert torch.equal(first, step(ids[:, :1], past_key_values=past).logits)
-    assert uncompiled == [10] * 2
+    assert uncompiled == [(1, 10)] * 2
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
 def test_compiled_by_torch_it_gives_the_same_ids(capfd: pytest.CaptureFixture[str]) -> None:
-    """The real thing, once; a second length and a batch compile nothing more."""
+    """The real thing; a second length compiles nothing more, nor does another batch."""
     model = tiny_model()
     step = model.prepare_for_inference(compile=True)
     ids, mask = prompt()
@@ -299,11 +311,13 @@ def test_compiled_by_torch_it_gives_the_same_ids(capfd: pytest.CaptureFixture[st
         wanted = model.generate(ids[:rows], max_new_tokens=new, **given, **arguments)
         found = step.generate(ids[:rows], max_new_tokens=new, **given, **arguments)
         assert torch.equal(wanted, found)
-    assert capfd.readouterr().err.count("compiling the decode step") == 1
+    said = capfd.readouterr().err
+    assert said.count("compiling the decode step of one row") == 1
+    assert said.count("compiling the attention of a decode step of several rows") == 1
 
 
 def test_kinds_of_blocks_are_told_apart(
-    uncompiled: list[int], monkeypatch: pytest.MonkeyPatch
+    uncompiled: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most guards are left out; the others must do, also when torch has forgotten all."""
     captured = torch.compile(
@@ -315,7 +329,7 @@ def test_kinds_of_blocks_are_told_apart(
 
     def logits(step: Any, tokens: Tensor, run: Any) -> Tensor:
         """Those behind the last token, after several steps by ``run``."""
-        monkeypatch.setattr(compiled_block, "_compiled_blocks", lambda: run)
+        monkeypatch.setattr(compiled_block, "_compiled", lambda function: run)
         out = step(tokens[:, :3])
         for token in tokens[:, 3:].T:
             out = step(token[None], past_key_values=out.past_key_values)
