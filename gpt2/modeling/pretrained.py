@@ -117,10 +117,11 @@ class GPT2PreTrainedModel(Savable):
         with int8. With the latter two the products are in bfloat16, so a row's
         numbers hang a little on its batch.
 
-        ``compile`` runs each step of one token of one row as compiled functions:
-        needs a C++ compiler, takes about 20 s once, and torch keeps the result
-        on disk. They read weights by rows, so that the first two are then held
-        twice, 1 and 0.5 GB.
+        ``compile`` runs decode steps as compiled functions, those of one row as a
+        whole, those of several rows their attention: needs a C++ compiler, takes
+        about 20 s once, and torch keeps the result on disk. They read weights by
+        rows, so that the first two are then held twice, 1 and 0.5 GB, and keep a
+        cache in the dtype of the arithmetic, bfloat16 with the latter two.
         On a GPU "float32" and "bfloat16" are a plain copy in that dtype, and
         ``compile`` makes generate's steps CUDA graphs.
 
