@@ -178,12 +178,12 @@ def one_token(
         return None
     seen = None if mask is None else mask[:, 0, 0]  # (B, S)
     columns = torch.arange(cache.length, device=x.device)
-    step = _of_one_row if rows == 1 else _of_rows
-    return step(blocks, parts, x, columns, seen, cache)
+    if rows == 1:
+        return _of_one_row(parts, x, columns, seen, cache)
+    return _of_rows(blocks, parts, x, columns, seen, cache)
 
 
 def _of_one_row(
-    blocks: Any,
     parts: Sequence[_Parts],
     x: Tensor,
     columns: Tensor,

@@ -363,5 +363,6 @@ def _choose(argument: bool | None, default: bool) -> bool:
 def _run(
     context: Callable[[], AbstractContextManager[object]], block: nn.Module, *arguments: Any
 ) -> Any:
+    """``block`` in a context of its own, which it enters again where it is computed again."""
     with context():
         return block(*arguments)
