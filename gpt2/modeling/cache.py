@@ -255,7 +255,7 @@ class KVCache:
                 values = torch.cat([past[1][:, :, :start], values], dim=2)
             self._buffers[layer] = Buffer(keys, values, self.length)
             return keys, values
-        buffer = self._with_room(layer, keys)
+        buffer = self._with_room(layer, keys.shape[2], keys)
         buffer.keys[:, :, start : self.length] = keys
         buffer.values[:, :, start : self.length] = values
         return self._columns(layer)
@@ -267,10 +267,7 @@ class KVCache:
         """
         buffer = self._buffers[layer]
         assert buffer is not None
-        if buffer.has_room(self.length - 1, 1):
-            buffer.filled = self.length
-        else:
-            buffer = self._with_room(layer, buffer.keys[:, :, :1])
+        buffer = self._with_room(layer, 1, buffer.keys)
         return buffer.keys, buffer.values
 
     def fits(self, layer: int, rows: int, heads: int, size: int) -> bool:
@@ -280,10 +277,10 @@ class KVCache:
             rows, heads, size,
         )  # fmt: skip
 
-    def _with_room(self, layer: int, like: Tensor) -> Buffer:
-        """The layer's buffer, with its last T columns to be written; ``like`` is (B, H, T, Dh)."""
-        buffer, start = self._buffers[layer], self.length - like.shape[2]
-        if buffer is None or not buffer.has_room(start, like.shape[2]):
+    def _with_room(self, layer: int, columns: int, like: Tensor) -> Buffer:
+        """The layer's buffer, whose last ``columns`` are to be written; ``like`` (B, H, ·, Dh)."""
+        buffer, start = self._buffers[layer], self.length - columns
+        if buffer is None or not buffer.has_room(start, columns):
             buffer = self._buffers[layer] = self._reallocate(buffer, start, like)
         buffer.filled = self.length
         return buffer
